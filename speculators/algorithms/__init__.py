@@ -1,0 +1,1 @@
+"""The drafts: one folder an algorithm."""

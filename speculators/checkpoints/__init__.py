@@ -1,0 +1,1 @@
+"""The speculators format on disk."""

@@ -1,0 +1,1 @@
+"""Conversations, tokens, packing, stored hidden states."""

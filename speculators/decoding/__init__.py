@@ -1,0 +1,1 @@
+"""Lossless draft-and-verify decoding."""

@@ -1,0 +1,1 @@
+"""Running a verifier, with or without a draft."""

@@ -1,0 +1,1 @@
+"""Judging a draft: acceptance, suites, GuideLLM, gates."""

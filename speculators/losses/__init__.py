@@ -1,0 +1,1 @@
+"""Distances between the draft's and the verifier's distributions."""

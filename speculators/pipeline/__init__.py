@@ -1,0 +1,1 @@
+"""Steps, keys, store, plan and runs."""

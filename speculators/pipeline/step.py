@@ -1,0 +1,96 @@
+"""What a step is: a pure function from its part of the recipe and its input artifacts to one artifact.
+
+A step module under `steps/` builds one `Step` (or several variants) and imports torch and the other heavy libraries only
+inside `run`, so that planning stays instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class View(Protocol):
+    """The declared recipe paths, read as attributes (`config.train.epochs`); any other path raises `AttributeError`."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class Reporter(Protocol):
+    """Where a running step tells how it gets on; each call is one line of `events.jsonl`."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """`done` of `total` units are finished; the rate is worked out by the reader."""
+
+    def metric(self, at: int, values: Mapping[str, float]) -> None:
+        """Named figures at optimizer step, prompt or level `at`."""
+
+    def message(self, text: str) -> None:
+        """One plain sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a running step can see.
+
+    `output` is the step's own directory. It survives a crash and is found again by the next attempt with the same key, so
+    a long step looks there first for what it had finished. What is left in it when `run` returns is the artifact;
+    the step removes its scratch files itself.
+    """
+
+    config: View
+    inputs: Mapping[str, Path]
+    output: Path
+    report: Reporter
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step will cost: bytes on disk, peak bytes of memory, seconds. None: unknown."""
+
+    disk: int | None = None
+    memory: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an estimate may use: the step's view, and facts about the verifier and the data gathered while planning."""
+
+    config: View
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+def no_estimate(scope: Scope) -> Estimate:
+    """For steps that cost next to nothing."""
+    return Estimate(disk=0, memory=0, seconds=1.0)
+
+
+def no_external(config: View) -> Mapping[str, str]:
+    """For steps that read nothing but their recipe paths and inputs."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node of the graph.
+
+    `reads` are dotted recipe paths; the step's view shows exactly those (and all below them). `inputs` are names of other
+    steps. `external` returns the digests of everything outside recipe and store that the output depends on (a file's
+    sha256, a data set's commit); it is called while planning, must not import torch, and is called again after the step.
+    `variant` tells apart several steps made from one module (`benchmark-dense`); it is part of `name`.
+    """
+
+    name: str
+    version: int
+    reads: tuple[str, ...]
+    run: Callable[[Context], None]
+    inputs: tuple[str, ...] = ()
+    external: Callable[[View], Mapping[str, str]] = no_external
+    estimate: Callable[[Scope], Estimate] = no_estimate
+    cached: bool = True
+    machine_bound: bool = False
+    """True: the machine class and engine versions enter the key (benchmarks)."""

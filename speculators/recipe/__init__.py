@@ -1,0 +1,1 @@
+"""Loading, composing and validating recipes."""

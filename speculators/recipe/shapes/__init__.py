@@ -1,0 +1,1 @@
+"""Typed mirrors of the schemas, without torch."""

@@ -1,0 +1,52 @@
+"""What the draft is trained on (`schemas/sections/data.schema.json`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from speculators.recipe.shapes.common import Dtype, Shape
+
+
+class Source(Shape):
+    """One source of prompts: a `file`, a hub `dataset`, or `synthesize`; exactly one of the three is set."""
+
+    file: str | None
+    dataset: str | None
+    subset: str | None
+    split: str | None
+    revision: str | None
+    synthesize: Literal["magpie"] | None
+    samples: int | None
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+
+class Regenerate(Shape):
+    """How the verifier answers the prompts in its own words."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    samples_per_prompt: int
+    dtype: Dtype | Literal["verifier"]
+
+
+class HiddenStates(Shape):
+    """How the verifier's states are stored, and in what precision its matrix products are taken."""
+
+    dtype: Dtype
+    compute_dtype: Dtype | Literal["verifier"]
+    keep: Literal["forever", "until_trained"]
+
+
+class Data(Shape):
+    """Sources, answers, masks and hidden states."""
+
+    sources: tuple[Source, ...]
+    regenerate: Regenerate | None
+    max_length: int
+    train_on: Literal["assistant", "all"]
+    holdout: float
+    hidden_states: HiddenStates

@@ -1,0 +1,60 @@
+"""How the draft is trained (`schemas/sections/train.schema.json`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from speculators.recipe.shapes.common import Shape
+
+
+class AdamW(Shape, tag="adamw", tag_field="type"):
+    """AdamW for every parameter."""
+
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
+
+
+class Muon(Shape, tag="muon", tag_field="type"):
+    """Muon for the hidden matrices; AdamW with `adamw_learning_rate` for norms, embeddings and heads."""
+
+    learning_rate: float
+    adamw_learning_rate: float
+    weight_decay: float
+    momentum: float
+
+
+class Schedule(Shape):
+    """The learning rate over time; `warmup` is a share of all optimizer steps."""
+
+    type: Literal["cosine", "linear", "constant"]
+    warmup: float
+    final: float
+
+
+class Validation(Shape):
+    """How often the held-out documents are evaluated, in optimizer steps; null: at the end of each epoch."""
+
+    every: int | None
+    documents: int | None
+
+
+class TrainingCheckpoints(Shape):
+    """How often training saves its whole state, and how many are kept (operational)."""
+
+    every: int
+    keep: int
+
+
+class Train(Shape):
+    """Optimizer, schedule, precision, validation."""
+
+    epochs: int
+    tokens_per_step: int
+    optimizer: AdamW | Muon
+    schedule: Schedule
+    gradient_clip: float | None
+    precision: Literal["float32", "bfloat16"]
+    validation: Validation
+    checkpoint: TrainingCheckpoints

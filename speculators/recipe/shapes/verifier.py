@@ -1,0 +1,39 @@
+"""The verifier and the engine that runs it (`schemas/sections/verifier.schema.json`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from speculators.recipe.shapes.common import Dtype, Shape
+
+
+class RandomVerifier(Shape):
+    """A Llama of seeded random weights with a byte-level tokenizer: no download, for tests."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    key_value_heads: int
+    vocab_size: int
+    seed: int
+
+
+class TransformersEngine(Shape, tag="transformers", tag_field="type"):
+    """The embedded engine. Everything but the type is operational."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: int | None
+    batch_tokens: int
+
+
+class Verifier(Shape):
+    """Which large model is accelerated."""
+
+    model: str | None
+    random: RandomVerifier | None
+    sha256: str | None
+    revision: str | None
+    dtype: Dtype | Literal["auto"]
+    trust_remote_code: bool
+    engine: TransformersEngine

@@ -1,0 +1,1 @@
+"""Telling what happened: results, charts, HTML, model card."""

@@ -1,0 +1,1 @@
+"""One file a step: what it reads, makes and costs."""

@@ -1,0 +1,1 @@
+"""The trainer: batches, optimizers, schedules, checkpoints, the loop."""
