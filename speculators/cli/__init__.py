@@ -6,6 +6,7 @@ Commands are imported when they are asked for, so that `speculators --help` and 
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import rich_click as click
@@ -30,37 +31,28 @@ COMMANDS = {
 
 
 class LazyGroup(click.RichGroup):
-    """A group whose commands are imported only when called; `--help` shows the lines above without importing any."""
+    """A group that imports a command only when it is called; `--help` shows the lines above without importing any."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        if _only_lists_commands(ctx):
-            return click.Command(cmd_name, short_help=COMMANDS[cmd_name])
-        command: click.Command = import_module(f"speculators.cli.{cmd_name}").command
-        return command
+        return click.Command(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from difflib import get_close_matches
-
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
+        if name not in COMMANDS:
             near = get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else f" Commands: {', '.join(COMMANDS)}."
-            ctx.fail(f"There is no command `{name}`.{hint}")
-        return super().resolve_command(ctx, args)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Commands: {', '.join(COMMANDS)}."
+            ctx.fail(f"There is no command `{name}`. {hint}")
+        return name, import_module(f"speculators.cli.{name}").command, args[1:]
 
 
-def _only_lists_commands(ctx: click.Context) -> bool:
-    return bool(ctx.params.get("listing")) or "--help" in sys.argv[1:2] or len(sys.argv) == 1
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SPECULATORS"})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SPECULATORS"}
+)
 @click.version_option(__version__, message="speculators %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks instead of short messages.")
 @click.pass_context

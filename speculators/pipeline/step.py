@@ -1,7 +1,7 @@
 """What a step is: a pure function from its part of the recipe and its input artifacts to one artifact.
 
-A step module under `steps/` builds one `Step` (or several variants) and imports torch and the other heavy libraries only
-inside `run`, so that planning stays instant.
+A step module under `steps/` builds one `Step` (or several variants) and imports torch and the other heavy libraries
+only inside `run`, so that planning stays instant.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Reporter(Protocol):
 class Context:
     """All that a running step can see.
 
-    `output` is the step's own directory. It survives a crash and is found again by the next attempt with the same key, so
-    a long step looks there first for what it had finished. What is left in it when `run` returns is the artifact;
+    `output` is the step's own directory. It survives a crash and is found again by the next attempt with the same key,
+    so a long step looks there first for what it had finished. What is left in it when `run` returns is the artifact;
     the step removes its scratch files itself.
     """
 
@@ -78,10 +78,10 @@ def no_external(config: View) -> Mapping[str, str]:
 class Step:
     """A node of the graph.
 
-    `reads` are dotted recipe paths; the step's view shows exactly those (and all below them). `inputs` are names of other
-    steps. `external` returns the digests of everything outside recipe and store that the output depends on (a file's
-    sha256, a data set's commit); it is called while planning, must not import torch, and is called again after the step.
-    `variant` tells apart several steps made from one module (`benchmark-dense`); it is part of `name`.
+    `reads` are dotted recipe paths; the step's view shows exactly those (and all below them). `inputs` are names of
+    other steps. `external` returns the digests of everything outside recipe and store that the output depends on (a
+    file's sha256, a data set's commit); it is called while planning, must not import torch, and is called again after
+    the step. Several steps may come from one module (`benchmark-dense`, `benchmark-speculator`).
     """
 
     name: str
