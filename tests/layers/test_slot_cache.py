@@ -1,0 +1,82 @@
+"""Promises of the slot cache: each row keeps its own length and sees its own past, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.layers.slot_cache import SlotCache
+
+
+def numbered(rows: int, q: int, first: int) -> torch.Tensor:
+    """Keys [rows, 2, q, 3] whose value tells row and position: 100 * row + first + i."""
+    values = 100.0 * torch.arange(rows)[:, None] + first + torch.arange(q)
+    return values[:, None, :, None].expand(rows, 2, q, 3).contiguous()
+
+
+def new_cache() -> SlotCache:
+    return SlotCache(layers=2, slots=4, kv_heads=2, head_dim=3, capacity=8)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 0, 2]])
+def test_each_row_is_written_at_its_own_length(rows: list[int]) -> None:
+    cache, slots = new_cache(), torch.tensor(rows)
+    for row, length in zip(rows, (1, 4, 2), strict=True):
+        cache.write(0, torch.tensor([row]), torch.full((1, 2, length, 3), -1.0), torch.full((1, 2, length, 3), -2.0))
+        cache.advance(torch.tensor([row]), length)
+    keys, values = cache.write(0, slots, numbered(3, 2, 0), numbered(3, 2, 0) + 0.5)
+    assert keys.shape == values.shape == (3, 2, 6, 3)
+    for i, length in enumerate((1, 4, 2)):
+        assert torch.equal(keys[i, :, :length], torch.full((2, length, 3), -1.0))
+        assert torch.equal(keys[i, :, length : length + 2], numbered(3, 2, 0)[i])
+        assert torch.equal(values[i, :, length : length + 2], numbered(3, 2, 0)[i] + 0.5)
+    mask = cache.mask(slots, 2)
+    assert mask is not None
+    assert mask.shape == (3, 1, 2, 6)
+    assert mask.sum(dim=-1)[:, 0].tolist() == [[2, 3], [5, 6], [3, 4]]
+    assert bool(torch.isfinite(keys).all())
+
+
+def test_lengths_change_only_by_advance_and_crop() -> None:
+    cache, rows = new_cache(), torch.tensor([2, 1])
+    cache.write(1, rows, numbered(2, 3, 0), numbered(2, 3, 0))
+    assert cache.lengths.tolist() == [0, 0, 0, 0]
+    cache.advance(rows, 3)
+    cache.crop(rows, torch.tensor([1, 2]))
+    assert cache.lengths.tolist() == [0, 2, 1, 0]
+    cache.crop(rows, [9, 0])
+    assert cache.lengths.tolist() == [0, 0, 1, 0], "cropping never lengthens"
+
+
+def test_layers_are_separate() -> None:
+    cache, rows = new_cache(), torch.tensor([0])
+    cache.write(0, rows, numbered(1, 2, 0), numbered(1, 2, 0))
+    keys, _ = cache.write(1, rows, numbered(1, 2, 7), numbered(1, 2, 7))
+    assert torch.equal(keys, numbered(1, 2, 7))
+
+
+def test_no_mask_is_made_where_none_is_needed() -> None:
+    cache, both = new_cache(), torch.tensor([0, 1])
+    assert cache.mask(both, 3) is None, "the whole of a sequence: causal"
+    cache.advance(both, 3)
+    assert cache.mask(both, 1) is None, "one position each, equal lengths"
+    assert cache.mask(both, 2) is not None
+    cache.advance(both[:1], 1)
+    assert cache.mask(both, 1) is not None
+
+
+def test_a_full_slot_says_so() -> None:
+    cache, rows = new_cache(), torch.tensor([0])
+    cache.advance(rows, 7)
+    with pytest.raises(ValueError, match="9 positions, more than the cache's capacity of 8"):
+        cache.write(0, rows, numbered(1, 2, 0), numbered(1, 2, 0))
+
+
+def test_a_moved_slot_is_the_same_sequence() -> None:
+    cache = new_cache()
+    cache.write(0, torch.tensor([3]), numbered(1, 4, 0), numbered(1, 4, 0))
+    cache.advance(torch.tensor([3]), 4)
+    cache.move(3, 0)
+    assert cache.lengths.tolist() == [4, 0, 0, 4]
+    keys, _ = cache.write(0, torch.tensor([0]), numbered(1, 1, 4), numbered(1, 1, 4))
+    assert torch.equal(keys, numbered(1, 5, 0))
