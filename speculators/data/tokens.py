@@ -1,0 +1,146 @@
+"""Tokenised documents: one after another in one safetensors file, read by memory map.
+
+`tokens.safetensors` holds input_ids int32 [T], loss_mask uint8 [T], offsets int64 [n+1], holdout uint8 [n];
+`tokens.json` says what they were made with. `loss_mask[t]` is 1 where token t itself was written by the assistant,
+its stop token included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from speculators.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One conversation as tokens; `loss_mask` is as long as `input_ids`."""
+
+    id: str
+    input_ids: Sequence[int]
+    loss_mask: Sequence[int]
+    is_holdout: bool
+
+
+@dataclass(frozen=True)
+class TokenOrigin:
+    """What the tokens were made with; whoever pairs them with a verifier compares these."""
+
+    vocab_size: int
+    special_ids: tuple[int, ...]
+    tokenizer_sha256: str
+    chat_template_sha256: str
+    max_length: int
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """A tokens artifact, opened. Tensors are memory maps of the file: slice them, do not write to them.
+
+    `input_ids` int32 [T], `loss_mask` bool [T], `offsets` int64 [n+1], `is_holdout` bool [n].
+    """
+
+    input_ids: torch.Tensor
+    loss_mask: torch.Tensor
+    offsets: torch.Tensor
+    is_holdout: torch.Tensor
+    ids: tuple[str, ...]
+    origin: TokenOrigin
+
+    @classmethod
+    def open(cls, path: Path) -> TokenDataset:
+        """Open the artifact directory `path`; raises UsageError when its two files do not belong together."""
+        record = json.loads((path / "tokens.json").read_text(encoding="utf-8"))
+        with safe_open(path / "tokens.safetensors", framework="pt") as file:
+            input_ids, offsets = file.get_tensor("input_ids"), file.get_tensor("offsets")
+            loss_mask, holdout = file.get_tensor("loss_mask").view(torch.bool), file.get_tensor("holdout").bool()
+        ids = tuple(record["ids"])
+        whole = len(ids) == len(holdout) == len(offsets) - 1 and int(offsets[-1]) == len(input_ids) == len(loss_mask)
+        if not whole:
+            raise UsageError(f"{path}: tokens.json and tokens.safetensors do not describe the same documents")
+        origin = TokenOrigin(
+            vocab_size=record["vocab_size"],
+            special_ids=tuple(record["special_ids"]),
+            tokenizer_sha256=record["tokenizer_sha256"],
+            chat_template_sha256=record["chat_template_sha256"],
+            max_length=record["max_length"],
+        )
+        return cls(input_ids, loss_mask, offsets, holdout, ids, origin)
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """The verifier's vocabulary, as its logits have it."""
+        return self.origin.vocab_size
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of all documents."""
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each document, int64 [n]."""
+        return self.offsets.diff()
+
+    @property
+    def train_documents(self) -> list[int]:
+        """Numbers of the documents to learn from, in order."""
+        return [number for number, held_out in enumerate(self.is_holdout.tolist()) if not held_out]
+
+    @property
+    def holdout_documents(self) -> list[int]:
+        """Numbers of the documents kept for validation, in order."""
+        return [number for number, held_out in enumerate(self.is_holdout.tolist()) if held_out]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """First token of document `number`, and the one after its last."""
+        return int(self.offsets[number]), int(self.offsets[number + 1])
+
+    def document(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Document `number`: input_ids int64 [length] and loss_mask bool [length], both copies."""
+        start, end = self.span(number)
+        return self.input_ids[start:end].long(), self.loss_mask[start:end].clone()
+
+    def loss_counts(self, *, holdout: bool = False) -> torch.Tensor:
+        """How often each token id stands at a loss position of the train (or holdout) documents, int64 [V]."""
+        chosen = self.loss_mask & torch.repeat_interleave(self.is_holdout == holdout, self.lengths)
+        return torch.bincount(self.input_ids[chosen].long(), minlength=self.vocab_size)
+
+
+def save_tokens(path: Path, documents: Sequence[Document], origin: TokenOrigin) -> None:
+    """Write a tokens artifact into the directory `path`, documents in the order given."""
+    lengths = torch.tensor([0, *(len(document.input_ids) for document in documents)], dtype=torch.int64)
+    input_ids = torch.empty(int(lengths.sum()), dtype=torch.int32)
+    loss_mask = torch.empty(int(lengths.sum()), dtype=torch.uint8)
+    offsets = lengths.cumsum(0)
+    for start, document in zip(offsets.tolist(), documents, strict=False):
+        end = start + len(document.input_ids)
+        input_ids[start:end] = torch.as_tensor(document.input_ids, dtype=torch.int32)
+        loss_mask[start:end] = torch.as_tensor(document.loss_mask, dtype=torch.uint8)
+    holdout = torch.tensor([document.is_holdout for document in documents], dtype=torch.uint8)
+    tensors = {"input_ids": input_ids, "loss_mask": loss_mask, "offsets": offsets, "holdout": holdout}
+    save_file(tensors, path / "tokens.safetensors")
+    record = {
+        "documents": len(documents),
+        "holdout_documents": int(holdout.sum()),
+        "tokens": len(input_ids),
+        "loss_tokens": int(loss_mask.sum()),
+        "vocab_size": origin.vocab_size,
+        "special_ids": list(origin.special_ids),
+        "tokenizer_sha256": origin.tokenizer_sha256,
+        "chat_template_sha256": origin.chat_template_sha256,
+        "max_length": origin.max_length,
+        "ids": [document.id for document in documents],
+    }
+    (path / "tokens.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
