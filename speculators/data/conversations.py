@@ -1,0 +1,245 @@
+"""Conversations in one normal form, whatever columns they came in.
+
+Recognised rows: `messages` (role, content), ShareGPT's `conversations` (from, value), `prompt` with or without
+`response`, `instruction` (with `input`) with or without `output`, and plain `text`. A row may bring its own `id`,
+`category` and `split`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from speculators.errors import UsageError
+
+Split = Literal["train", "holdout"]
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+}
+_HOLDOUT_NAMES = ("holdout", "test", "validation", "valid", "eval")
+_SHAPES = "`messages`, `conversations`, `prompt` (and `response`), `instruction` (and `output`), or `text`"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation, ending with a user's turn (a prompt) or an assistant's (with an answer)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    split: Split
+    category: str | None
+    source: str
+
+    @property
+    def prompt(self) -> str:
+        """The first thing the user says."""
+        return next((message.content for message in self.messages if message.role == "user"), "")
+
+    def as_prompt(self) -> Conversation:
+        """The same without the assistant's last turns, so that the verifier can answer."""
+        kept = list(self.messages)
+        while kept and kept[-1].role != "user":
+            kept.pop()
+        return replace(self, messages=tuple(kept))
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of one line of prompts.jsonl."""
+        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        return {
+            "id": self.id,
+            "messages": messages,
+            "split": self.split,
+            "category": self.category,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Conversation:
+        """Read what `to_json` wrote; further fields are ignored."""
+        messages = tuple(Message(item["role"], item["content"]) for item in record["messages"])
+        return cls(record["id"], messages, record["split"], record["category"], record["source"])
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl, .json (a list) or .parquet file.
+
+    Raises UsageError for another ending, and for a line that is not a JSON object, naming it.
+    """
+    if not file.is_file():
+        raise UsageError(f"`data.sources`: there is no file {file}")
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file)
+    elif file.suffix == ".json":
+        yield from _checked(enumerate(_parse(file.read_text(encoding="utf-8"), str(file)), 1), file)
+    elif file.suffix in {".jsonl", ".ndjson"}:
+        with file.open(encoding="utf-8") as lines:
+            yield from _checked(
+                ((n, _parse(line, f"{file}:{n}")) for n, line in enumerate(lines, 1) if line.strip()), file
+            )
+    else:
+        raise UsageError(
+            f"`data.sources`: {file} ends in {file.suffix!r}; prompts are read from .jsonl, .json or .parquet"
+        )
+
+
+def conversation(row: Mapping[str, Any], *, source: str, holdout: float, where: str = "") -> Conversation | None:
+    """A row in the normal form; None when it holds no user's turn.
+
+    A row without an id gets one from source and content; without a split, it goes to the holdout by a hash of its id,
+    with probability `holdout`. Raises UsageError when no known columns are there, naming the row by `where`.
+    """
+    messages = _merge_roles(_messages(row, where or source))
+    if not any(message.role == "user" and message.content.strip() for message in messages):
+        return None
+    identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(source, messages)
+    return Conversation(
+        id=identity,
+        messages=messages,
+        split=_own_split(row) or assign_split(identity, holdout),
+        category=str(row["category"]) if row.get("category") else None,
+        source=source,
+    )
+
+
+def identify(source: str, messages: Sequence[Message]) -> str:
+    """A stable id: 16 hexadecimal digits of the sha256 over source and content."""
+    content = json.dumps([source, [[message.role, message.content] for message in messages]], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def assign_split(identity: str, holdout: float) -> Split:
+    """A fixed share of all ids is held out: the same id always, whatever else is in the data."""
+    number = int.from_bytes(hashlib.sha256(f"holdout/{identity}".encode()).digest()[:8], "big")
+    return "holdout" if number < holdout * 2**64 else "train"
+
+
+def normalized(text: str) -> str:
+    """Text for comparing prompts: compatibility forms, case and runs of white space do not count."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
+
+
+def without_repeats(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """Each id once, and nothing in train whose prompt is also held out (the first holdout prompt of a kind stays).
+
+    Two rows with one id but different content both stay; the later one gets an id from its content.
+    """
+    every = list(conversations)
+    held_out = {normalized(item.prompt) for item in every if item.split == "holdout"}
+    kept: dict[str, Conversation] = {}
+    for item in every:
+        if item.split == "train" and normalized(item.prompt) in held_out:
+            continue
+        if item.id in kept and kept[item.id].messages != item.messages:
+            item = replace(item, id=identify(f"{item.source}/{item.id}", item.messages))
+        kept.setdefault(item.id, item)
+    return list(kept.values())
+
+
+def write_conversations(file: Path, conversations: Iterable[Conversation]) -> None:
+    """One JSON object a line, in the order given."""
+    with file.open("w", encoding="utf-8") as stream:
+        for item in conversations:
+            stream.write(json.dumps(item.to_json(), ensure_ascii=False) + "\n")
+
+
+def read_conversations(file: Path) -> list[Conversation]:
+    """Read what `write_conversations` wrote."""
+    with file.open(encoding="utf-8") as stream:
+        return [Conversation.from_json(json.loads(line)) for line in stream]
+
+
+def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
+    if isinstance(row.get("messages"), list):
+        return [_turn(item, "role", "content", where) for item in row["messages"]]
+    if isinstance(row.get("conversations"), list):
+        keys = ("from", "value") if all("from" in item for item in row["conversations"]) else ("role", "content")
+        return [_turn(item, *keys, where) for item in row["conversations"]]
+    found: list[Message] = []
+    if isinstance(row.get("system"), str) and row["system"].strip():
+        found.append(Message("system", row["system"]))
+    if isinstance(row.get("instruction"), str):
+        extra = row.get("input")
+        text = f"{row['instruction']}\n\n{extra}" if isinstance(extra, str) and extra.strip() else row["instruction"]
+        return [*found, Message("user", text), *_answer(row, "output", "response")]
+    for name in ("prompt", "text"):
+        if isinstance(row.get(name), str):
+            return [*found, Message("user", row[name]), *_answer(row, "response", "completion")]
+    columns = ", ".join(f"`{name}`" for name in row) or "none"
+    raise UsageError(f"`data.sources`: {where} has the columns {columns}; expected {_SHAPES}")
+
+
+def _answer(row: Mapping[str, Any], *names: str) -> list[Message]:
+    return next(([Message("assistant", row[name])] for name in names if isinstance(row.get(name), str)), [])
+
+
+def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str) -> Message:
+    try:
+        role, text = str(item[role_key]), item[text_key]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"`data.sources`: a turn in {where} lacks `{role_key}` or `{text_key}`") from error
+    if role not in _ROLES:
+        raise UsageError(f"`data.sources`: {where} has the role {role!r}; known roles: {', '.join(_ROLES)}")
+    return Message(_ROLES[role], text if isinstance(text, str) else "")
+
+
+def _merge_roles(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Turns of one speaker in a row become one: many chat templates refuse them otherwise."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+        else:
+            merged.append(message)
+    while merged and merged[0].role == "assistant":
+        merged.pop(0)
+    return tuple(merged)
+
+
+def _own_split(row: Mapping[str, Any]) -> Split | None:
+    split = row.get("split")
+    if not isinstance(split, str):
+        return None
+    return "holdout" if split.lower() in _HOLDOUT_NAMES else "train"
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"`data.sources`: {where} is not JSON: {error}") from error
+
+
+def _checked(numbered: Iterable[tuple[int, Any]], file: Path) -> Iterator[dict[str, Any]]:
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            raise UsageError(f"`data.sources`: {file}, row {number} is not a JSON object")
+        yield row
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+        yield from batch.to_pylist()
