@@ -1,0 +1,302 @@
+"""The report: one self-contained HTML page about a run, and its charts as PNG files beside it.
+
+Nothing on the page is fetched from anywhere. What a run did not measure is left out or said in a sentence, so a failed
+or half-finished run has a report as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from speculators import __version__
+from speculators.reporting.charts import (
+    Chart,
+    Curves,
+    Variant,
+    acceptance_chart,
+    benchmark_chart,
+    training_charts,
+)
+from speculators.reporting.definitions import number, streams_name, tables, temperature_name
+from speculators.reporting.folder import RunFolder, read_lines
+from speculators.reporting.highlight import highlight
+from speculators.reporting.picture import picture, spoken
+from speculators.reporting.results import collect, step_inputs
+
+SAMPLES = 6
+"""How many answers are shown."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline figure: what it is, the figure, and one line on how it was measured."""
+
+    label: str
+    figure: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer in pieces (space before, text, accepted); accepted ones were drafted, the others are the verifier's."""
+
+    prompt: str
+    pieces: tuple[tuple[str, str, bool], ...]
+    length: float | None
+    """Tokens committed per pass of the verifier, over this answer."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The finished page and the charts on it."""
+
+    html: str
+    charts: tuple[Chart, ...]
+
+
+def write_report(run_folder: Path, into: Path | None = None) -> Path:
+    """Write `report.html` and the charts' PNG files into `into` (default: the run folder); return the page's path.
+
+    Raises UsageError when `run_folder` holds no run.
+    """
+    target = into or run_folder
+    page = build_page(run_folder)
+    for chart in page.charts:
+        (target / f"{chart.name}.png").write_bytes(chart.png)
+    place = target / "report.html"
+    place.write_text(page.html, encoding="utf-8")
+    return place
+
+
+def build_page(run_folder: Path) -> Page:
+    """Draw and lay out everything that is known about the run in `run_folder`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    run = RunFolder.open(run_folder)
+    results = collect(run_folder)
+    training, acceptance, benchmark = _charts(run, results)
+    inputs, steps = step_inputs(run), _with_this_page(results["steps"])
+    environment = Environment(
+        loader=PackageLoader("speculators.reporting", "html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, spoken=spoken)
+    recipe = run.text("recipe.yaml", "recipe.resolved.yaml")
+    resolved = run.text("recipe.resolved.yaml")
+    html = environment.get_template("report.html.j2").render(
+        results=results,
+        headline=headline(results),
+        cards=cards(results),
+        date=_date(results["started"]),
+        pictures=(picture(inputs, steps), picture(inputs, steps, downward=True)),
+        shares=_shares(steps),
+        failures=[(name, step.get("error")) for name, step in steps.items() if step["status"] == "failed"],
+        training=training,
+        acceptance=acceptance,
+        benchmark=benchmark,
+        tables=tables(results),
+        samples=samples(run),
+        recipe=highlight(recipe) if recipe else None,
+        resolved=highlight(resolved) if resolved and resolved != recipe else None,
+        environment=_flat(results["environment"]),
+        guidellm=_guidellm(run),
+        checkpoint=_checkpoint(run),
+        version=__version__,
+    )
+    return Page(html, (*training, *acceptance, *benchmark))
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The run in one sentence, as good or bad as it was."""
+    parts = []
+    suite, figures = _first(results["acceptance"])
+    if figures.get("acceptance_length") is not None:
+        parts.append(
+            f"each pass of the verifier commits {figures['acceptance_length']:.2f} tokens on {_suite_name(suite)}"
+        )
+    ratio = results["speedup"]
+    if ratio is not None:
+        streams = streams_name(_streams(results["benchmark"]["speculator"]))
+        if ratio >= 1:
+            parts.append(f"at {streams} the server writes {ratio:.2f} times as many tokens per second as without it")
+        else:
+            parts.append(
+                f"at {streams} the server writes {100 * (1 - ratio):.0f}% fewer tokens per second than without it"
+            )
+    if not parts:
+        return {
+            "failed": "This run failed; the page shows how far it came.",
+            "running": "This run has not finished; the page shows how far it is.",
+            "interrupted": "This run was interrupted; finished work is kept, and running it again continues.",
+        }.get(results["status"], "Neither acceptance nor speed was measured in this run.")
+    return "With this draft, " + ", and ".join(parts) + "."
+
+
+def cards(results: Mapping[str, Any]) -> list[Card]:
+    """Acceptance length, speed-up, tokens per second of both variants, and how long the run took."""
+    found = []
+    suite, figures = _first(results["acceptance"])
+    if figures.get("acceptance_length") is not None:
+        how = [_suite_name(suite), temperature_name(f"T{figures.get('temperature', 0.0)}")]
+        if suite == "holdout" and figures.get("prompts"):
+            how[0] = f"{figures['prompts']} held-out prompts"
+        if figures.get("lossless") is True:
+            how.append("lossless")
+        found.append(Card("Acceptance length", f"{figures['acceptance_length']:.2f}", ", ".join(how)))
+    benchmark = results["benchmark"]
+    if results["speedup"] is not None:
+        at = streams_name(_streams(benchmark["speculator"]))
+        found.append(Card("Speed-up", f"{results['speedup']:.2f}×", f"output tokens per second, at {at}"))
+    for variant, label in (("speculator", "With the draft"), ("dense", "Without")):
+        rate = (benchmark.get(variant) or {}).get("output_tokens_per_second")
+        if rate is not None:
+            latency = (benchmark[variant].get("inter_token_latency_ms") or {}).get("p50")
+            note = f"tokens per second, {latency:.1f} ms each" if latency is not None else "tokens per second"
+            found.append(Card(label, f"{rate:.1f}", note))
+    best = (results["training"] or {}).get("best") or {}
+    walk = best.get("walk_estimate", best.get("acceptance_length"))
+    if walk is not None and len(found) < 4:
+        found.append(Card("Walk estimate", f"{walk:.2f}", "acceptance length foreseen in training"))
+    return found
+
+
+def samples(run: RunFolder) -> list[Sample]:
+    """The first few answers of the acceptance step, token by token."""
+    found = []
+    for sample in (run.json("acceptance", "acceptance.json").get("samples") or [])[:SAMPLES]:
+        pieces: list[tuple[str, str, bool]] = []
+        for piece in sample.get("pieces") or ():
+            text, accepted = str(piece["text"]), bool(piece["accepted"])
+            # Marks of neighbours touch; the space before the first of them stays unmarked.
+            bare = text if accepted and pieces and pieces[-1][2] else text.lstrip() or text
+            pieces.append((text.removesuffix(bare), bare, accepted))
+        own = sum(not accepted for _, _, accepted in pieces)
+        found.append(Sample(str(sample.get("prompt", "")), tuple(pieces), len(pieces) / own if own else None))
+    return found
+
+
+def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    """The training's metrics as curves; `lines` are `{"at": step, name: value, ...}`.
+
+    Held-out figures start with `holdout_`; accuracies end with their draft position, from 1.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "at" and isinstance(value, (int, float)):
+                points.setdefault(name, []).append((float(line["at"]), float(value)))
+    held = {name.removeprefix("holdout_"): series for name, series in points.items() if name.startswith("holdout_")}
+    measured = held if any(name.startswith("accuracy_") for name in held) else points
+    accuracy = {name.rpartition("_")[2]: series for name, series in measured.items() if name.startswith("accuracy_")}
+    return Curves(
+        loss=points.get("loss", ()),
+        holdout_loss=held.get("loss", ()),
+        accuracy=dict(sorted(accuracy.items(), key=lambda item: int(item[0]) if item[0].isdigit() else 0)),
+        walk=held.get("walk_estimate") or held.get("acceptance_length") or (),
+    )
+
+
+def _charts(
+    run: RunFolder, results: Mapping[str, Any]
+) -> tuple[tuple[Chart, ...], tuple[Chart, ...], tuple[Chart, ...]]:
+    lines = read_lines(run.file("train", "metrics.jsonl")) or [
+        {"at": event.get("at", 0), **(event.get("values") or {})}
+        for event in run.events
+        if event.get("event") == "metric" and event.get("step") == "train"
+    ]
+    suite, figures = _first(results["acceptance"])
+    rates = {
+        temperature_name(name): at["positions"]
+        for name, at in (figures.get("temperatures") or {}).items()
+        if at.get("positions")
+    }
+    variants = [
+        Variant(name, figures["output_tokens_per_second"], _numbers(figures.get("inter_token_latency_ms")))
+        for name, figures in results["benchmark"].items()
+        if figures.get("output_tokens_per_second") is not None
+    ]
+    load = streams_name(_streams(next(iter(results["benchmark"].values()), {})))
+    return (
+        training_charts(curves(lines)),
+        (acceptance_chart(rates, _suite_name(suite)),) if rates else (),
+        (benchmark_chart(variants, load),) if variants else (),
+    )
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {key: number for key, number in value.items() if number is not None} if isinstance(value, Mapping) else {}
+
+
+def _first(suites: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The held-out suite if it was measured, else the first."""
+    if "holdout" in suites:
+        return "holdout", suites["holdout"]
+    return next(iter(suites.items()), ("", {}))
+
+
+def _suite_name(suite: str) -> str:
+    return "held-out prompts" if suite == "holdout" else suite
+
+
+def _streams(figures: Mapping[str, Any]) -> Any:
+    levels: Sequence[Mapping[str, Any]] = figures.get("levels") or []
+    return figures.get("streams", levels[0].get("streams") if levels else None)
+
+
+def _with_this_page(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The report is written while its own step still runs; on the page it counts as done."""
+    return {
+        name: {**step, "status": "finished"} if name == "report" and step["status"] in {"running", "pending"} else step
+        for name, step in steps.items()
+    }
+
+
+def _shares(steps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """Step, seconds and share of the time for every step worth showing, the longest first."""
+    spent = {name: step["seconds"] for name, step in steps.items() if step["status"] == "finished" and step["seconds"]}
+    total = sum(spent.values())
+    if total < 1:
+        return []
+    ordered = sorted(spent.items(), key=lambda item: -item[1])
+    shown = [(name, seconds, seconds / total) for name, seconds in ordered if seconds / total >= 0.02]
+    rest = total - sum(seconds for _, seconds, _ in shown)
+    return [*shown, ("others", rest, rest / total)] if rest / total >= 0.005 else shown
+
+
+def _date(moment: str | None) -> str | None:
+    if not moment:
+        return None
+    when = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as (dotted name, text) lines."""
+    lines: list[tuple[str, str]] = []
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            lines += _flat(inner, f"{path}{name} · " if name != "versions" else path)
+        elif inner is not None:
+            text = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else str(inner)
+            lines.append((path + str(name).replace("_", " "), text))
+    return lines
+
+
+def _guidellm(run: RunFolder) -> list[tuple[str, str]]:
+    """Links, relative to the run folder, to GuideLLM's own pages."""
+    return [
+        (variant, f"steps/benchmark-{variant}/guidellm.html")
+        for variant in ("dense", "speculator")
+        if run.file(f"benchmark-{variant}", "guidellm.html")
+    ]
+
+
+def _checkpoint(run: RunFolder) -> str | None:
+    return "steps/checkpoint" if run.artifact("checkpoint") else None
