@@ -1,0 +1,163 @@
+"""Rows of any usual shape become one form; splits and ids never depend on what else is in the data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speculators.data.conversations import (
+    Conversation,
+    Message,
+    assign_split,
+    conversation,
+    read_conversations,
+    read_rows,
+    without_repeats,
+    write_conversations,
+)
+from speculators.errors import UsageError
+
+
+def read(row, holdout=0.0):
+    return conversation(row, source="test", holdout=holdout)
+
+
+ASKED = Message("user", "Why?")
+ANSWERED = (ASKED, Message("assistant", "Because."))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Why?"}, (ASKED,)),
+        ({"text": "Why?"}, (ASKED,)),
+        ({"prompt": "Why?", "response": "Because."}, ANSWERED),
+        ({"instruction": "Why?", "input": "", "output": "Because."}, ANSWERED),
+        (
+            {"instruction": "Add", "input": "1 2", "output": "3"},
+            (Message("user", "Add\n\n1 2"), Message("assistant", "3")),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+            ANSWERED,
+        ),
+        ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}, ANSWERED),
+        ({"conversations": [{"role": "user", "content": "Why?"}]}, (ASKED,)),
+        ({"system": "Be brief.", "prompt": "Why?"}, (Message("system", "Be brief."), ASKED)),
+        (
+            {"conversations": [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]},
+            (ASKED,),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]},
+            (Message("user", "A\n\nB"),),
+        ),
+    ],
+)
+def test_every_usual_shape_is_recognised_by_its_columns(row, expected):
+    assert read(row).messages == expected
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "  "}, {"messages": []}, {"messages": [{"role": "system", "content": "x"}]}]
+)
+def test_rows_in_which_the_user_says_nothing_are_left_out(row):
+    assert read(row) is None
+
+
+def test_unknown_columns_are_listed_with_what_would_do():
+    with pytest.raises(UsageError, match=r"test has the columns `question`, `answer`; expected `messages`"):
+        read({"question": "Why?", "answer": "Because."})
+
+
+def test_an_unknown_role_is_named():
+    with pytest.raises(UsageError, match="the role 'narrator'; known roles: human, user"):
+        read({"messages": [{"role": "narrator", "content": "x"}]})
+
+
+def test_a_rows_own_id_category_and_split_win():
+    found = read({"id": "a-1", "prompt": "Why?", "category": "deep", "split": "holdout"}, holdout=0.0)
+    assert (found.id, found.category, found.split) == ("a-1", "deep", "holdout")
+    assert read({"prompt": "Why?", "split": "train"}, holdout=1.0).split == "train"
+    assert read({"prompt": "Why?", "split": "test"}).split == "holdout"
+
+
+def test_ids_are_stable_and_differ_by_content():
+    one, same, other = read({"prompt": "Why?"}), read({"prompt": "Why?"}), read({"prompt": "How?"})
+    assert one.id == same.id == "4667daa40b6324b0"
+    assert other.id != one.id
+
+
+def test_the_holdout_share_is_met_and_each_id_keeps_its_side():
+    ids = [f"row-{number}" for number in range(4000)]
+    held_out = {identity for identity in ids if assign_split(identity, 0.1) == "holdout"}
+    assert 0.08 < len(held_out) / len(ids) < 0.12
+    assert held_out <= {identity for identity in ids if assign_split(identity, 0.2) == "holdout"}
+    assert {assign_split(identity, 0.0) for identity in ids} == {"train"}
+    assert {assign_split(identity, 1.0) for identity in ids} == {"holdout"}
+
+
+def made(identity: str, text: str, split: str = "train") -> Conversation:
+    return Conversation(identity, (Message("user", text),), split, None, "test")
+
+
+def test_nothing_held_out_is_trained_on_in_other_letters():
+    kept = without_repeats([made("a", "Tell me  a JOKE\n"), made("b", "tell me a joke", "holdout"), made("c", "Other")])
+    assert [item.id for item in kept] == ["b", "c"]
+
+
+def test_one_id_with_two_contents_becomes_two_conversations():
+    kept = without_repeats([made("a", "One"), made("a", "Two"), made("a", "One")])
+    assert [item.messages[0].content for item in kept] == ["One", "Two"]
+    assert len({item.id for item in kept}) == 2
+
+
+def test_a_prompt_ends_with_the_user():
+    talk = Conversation("a", (*ANSWERED, Message("user", "Oh?"), Message("assistant", "Yes.")), "train", None, "test")
+    assert talk.as_prompt().messages == (*ANSWERED, Message("user", "Oh?"))
+
+
+def test_conversations_survive_writing(tmp_path):
+    talks = [made("a", "Ünï\ncode \u2028 line"), made("b", "x", "holdout")]
+    write_conversations(tmp_path / "prompts.jsonl", talks)
+    assert read_conversations(tmp_path / "prompts.jsonl") == talks
+
+
+ROWS = [{"prompt": "a", "id": "1"}, {"prompt": "b", "id": "2"}]
+
+
+def write(file: Path) -> None:
+    if file.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(ROWS))
+    else:
+        file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_files_of_each_kind_give_the_same_rows(tmp_path, name):
+    write(tmp_path / name)
+    assert list(read_rows(tmp_path / name)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "a,b", r"ends in '\.csv'; prompts are read from \.jsonl, \.json or \.parquet"),
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt"', r"rows\.jsonl:2 is not JSON"),
+        ("rows.jsonl", "[1]", r"rows\.jsonl, row 1 is not a JSON object"),
+    ],
+)
+def test_files_that_cannot_be_read_say_where(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no file .*gone\.jsonl"):
+        list(read_rows(tmp_path / "gone.jsonl"))
