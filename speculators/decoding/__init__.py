@@ -1,1 +1,1 @@
-"""Lossless draft-and-verify decoding."""
+"""Lossless draft-and-verify decoding: `loop.Decoder`, `request.Request`, `request.Commit`."""

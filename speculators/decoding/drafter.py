@@ -1,0 +1,111 @@
+"""The draft's side of the loop: its cache, and the verifier's features that it has still to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from speculators.decoding.models import Choose, Output, Proposal
+from speculators.decoding.request import Request
+from speculators.decoding.sampling import Uniforms, distributions, draw
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """One round's proposals for n sequences, as verifier ids [n][k].
+
+    Where they were drawn: `draft_ids` [n][k] and the distributions `q` [n, k, Vd] they were drawn from, else None.
+    """
+
+    ids: torch.Tensor
+    draft_ids: list[list[int]] | None = None
+    q: torch.Tensor | None = None
+
+
+class Drafter:
+    """A proposal with a cache of `slots` rows and, for each row, up to k + 1 positions of features not yet read."""
+
+    def __init__(self, proposal: Proposal, slots: int, capacity: int, k: int) -> None:
+        self._proposal, self._slots, self._k = proposal, slots, k
+        self._cache: Any = proposal.new_cache(slots, capacity)
+        self._features: torch.Tensor | None = None  # [slots, k+1, F]
+        self._numbers = torch.arange(slots)
+
+    @property
+    def target_ids(self) -> torch.Tensor | None:
+        """The verifier's id of every draft id; None when they are the same."""
+        return self._proposal.target_ids
+
+    def read(self, rows: Sequence[int], next_ids: torch.Tensor, out: Output, lengths: Sequence[int]) -> None:
+        """Read the first positions of new prompts from a verifier pass; `next_ids` [B, m] are the tokens after each.
+
+        Row b really has `lengths[b]` of the m positions.
+        """
+        numbers = torch.tensor(rows)
+        self._cache.crop(numbers, 0)
+        if not any(lengths):
+            return
+        self._proposal.read(self._cache, numbers, next_ids, _features(out)[:, : next_ids.shape[1]])
+        self._cache.crop(numbers, lengths)
+
+    def keep(self, rows: Sequence[int], out: Output, start: int = 0) -> None:
+        """Keep the features of a verifier pass over `rows`, from its position `start` on, for the next round."""
+        new = _features(out)[:, start:]
+        if self._features is None:
+            self._features = new.new_zeros(self._slots, self._k + 1, new.shape[-1])
+        where = slice(len(rows)) if rows[-1] == len(rows) - 1 else list(rows)
+        self._features[where, : new.shape[1]] = new
+
+    def move(self, source: int, destination: int) -> None:
+        """Put one row's sequence in another's place."""
+        self._cache.move(source, destination)
+        if self._features is not None:
+            self._features[destination] = self._features[source]
+
+    def propose(self, lengths: Sequence[int], unread: Sequence[list[int]], k: int, choose: Choose | None) -> Proposed:
+        """Draft `k` tokens for the first len(unread) rows.
+
+        Row b has read `lengths[b]` positions; `unread[b]` are the tokens after those whose features were kept.
+        """
+        assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
+        counts = [len(tokens) for tokens in unread]
+        width, n = max(counts), len(counts)
+        next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
+        features, numbers = self._features[:n, :width], self._numbers[:n]
+        return Proposed(self._proposal.propose(self._cache, numbers, next_ids, features, lengths, counts, k, choose))
+
+    def draw(
+        self,
+        lengths: Sequence[int],
+        unread: Sequence[list[int]],
+        k: int,
+        requests: Sequence[Request],
+        uniforms: Sequence[Uniforms],
+    ) -> Proposed:
+        """As `propose`, but each sequence's proposals are drawn with its own temperature, top-k and top-p.
+
+        Every sequence that has something to read uses up as many numbers as a full round would need, so that its
+        draws do not depend on how long the others' answers may be.
+        """
+        drawn: list[torch.Tensor] = []
+        q: list[torch.Tensor] = []
+        numbers = [
+            stream.take(self._k) if tokens else [0.0] * self._k for stream, tokens in zip(uniforms, unread, strict=True)
+        ]
+
+        def choose(logits: torch.Tensor) -> torch.Tensor:
+            q.append(distributions(logits, requests))
+            drawn.append(draw(q[-1], [row[len(drawn)] for row in numbers]))
+            return drawn[-1]
+
+        proposed = self.propose(lengths, unread, k, choose)
+        return Proposed(proposed.ids, torch.stack(drawn, 1).tolist(), torch.stack(q, 1))
+
+
+def _features(out: Output) -> torch.Tensor:
+    if out.aux is None:
+        raise ValueError("the verifier gives no features: load it with the layers that the draft reads")
+    return out.aux

@@ -1,0 +1,77 @@
+"""What the decoder needs of a verifier and of a draft: two protocols, so that it imports no engine and no algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+
+Choose = Callable[[torch.Tensor], torch.Tensor]
+"""Picks the draft's next tokens: draft ids int64 [B] from its logits [B, Vd]."""
+
+
+class Cache(Protocol):
+    """Keys and values of several sequences of different lengths (`layers/slot_cache.py`)."""
+
+    def crop(self, rows: torch.Tensor, lengths: Any) -> None: ...
+
+    def move(self, source: int, destination: int) -> None: ...
+
+
+class Output(Protocol):
+    """`logits` [B, q or 1, V], `aux` [B, q, F]: the streams the draft reads."""
+
+    @property
+    def logits(self) -> torch.Tensor | None: ...
+
+    @property
+    def aux(self) -> torch.Tensor | None: ...
+
+
+class Verifier(Protocol):
+    """The model whose text is produced (`engines/transformers.py`)."""
+
+    def new_cache(self, slots: int, capacity: int) -> Any: ...
+
+    def forward(
+        self, input_ids: torch.Tensor, cache: Any, rows: torch.Tensor, logits: Literal["all", "last"] | None
+    ) -> Output:
+        """Read `input_ids` [B, q] at the ends of slots `rows`, and advance those slots by q."""
+
+
+class Proposal(Protocol):
+    """A draft that continues text from the verifier's features (`algorithms/<name>/proposal.py`).
+
+    Its cache holds position t once it has read the features of t and the token *after* it, so it is always one token
+    of lookahead, and never a feature, ahead of the verifier.
+    """
+
+    target_ids: torch.Tensor | None
+    """int64 [Vd]: the verifier's id of every draft id; None when the vocabularies are the same."""
+
+    def new_cache(self, slots: int, capacity: int) -> Any: ...
+
+    def read(self, cache: Any, rows: torch.Tensor, next_ids: torch.Tensor, aux: torch.Tensor) -> None:
+        """Read positions with the verifier's features `aux` [B, m, F] and the tokens after them, `next_ids` [B, m].
+
+        Advances the slots by m; the caller crops rows that had fewer.
+        """
+
+    def propose(
+        self,
+        cache: Any,
+        rows: torch.Tensor,
+        next_ids: torch.Tensor,
+        aux: torch.Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        k: int,
+        choose: Choose | None,
+    ) -> torch.Tensor:
+        """Read the newly committed positions, then draft `k` tokens after them: verifier ids int64 [B, k].
+
+        Row b holds `lengths[b]` positions and reads the first `counts[b]` of `next_ids` [B, m] and `aux` [B, m, F],
+        which are the verifier's true features. Afterwards it holds `lengths[b] + counts[b]`: what the chain itself
+        wrote is forgotten. `choose` None takes the most likely token. A row with count 0 gets meaningless tokens.
+        """
