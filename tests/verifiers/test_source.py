@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from speculators.errors import MachineError, UsageError
+from speculators.verifiers.hub import resolve_commit
 from speculators.verifiers.source import (
     external_digest,
     file_sha256,
@@ -13,7 +14,6 @@ from speculators.verifiers.source import (
     obtain,
     parse_source,
     read_verifier,
-    resolve_commit,
     tree_sha256,
     verifier_directory,
 )
@@ -144,5 +144,7 @@ def test_an_unreachable_hub_says_what_to_use_instead(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(MachineError, match=r"no-such/model is not in its local cache .*use a directory, a \.gguf file"):
+    with pytest.raises(
+        MachineError, match=r"the model no-such/model is not in its local cache .*use a directory, a \.gguf file"
+    ):
         resolve_commit("no-such/model", None)
