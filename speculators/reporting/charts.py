@@ -55,6 +55,7 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.8,
     "text.color": INK,
     "legend.frameon": False,
+    "legend.edgecolor": GRID,
     "legend.fontsize": 9.0,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
@@ -248,7 +249,9 @@ def _columns(
     ends = tops or values
     if tops:
         spread = [top - value for top, value in zip(tops, values, strict=True)]
-        axis.errorbar(places, values, yerr=[[0.0] * len(values), spread], fmt="none", ecolor=QUIET, capsize=4)
+        axis.errorbar(
+            places, values, yerr=[[0.0] * len(values), spread], fmt="none", color=QUIET, ecolor=QUIET, capsize=4
+        )
         axis.bar_label(
             bars, labels=[f"{value:.1f}" for value in values], label_type="center", color=ON_BAR, weight="bold"
         )

@@ -56,7 +56,7 @@ ACCEPTANCE = (
     ("acceptance_length", "Acceptance length", "Tokens committed per pass of the verifier, its own token included.", 3),
     ("rounds", "Rounds", "Passes of the verifier that checked a draft.", 0),
     ("tokens", "Tokens", "Tokens committed in those rounds.", 0),
-    ("prompts", "Prompts", "Held-out prompts answered; none of them was seen in training.", 0),
+    ("prompts", "Prompts", "Prompts answered; held-out ones were never seen in training.", 0),
     ("speculative_tokens", "Draft length", "Tokens drafted in each round.", 0),
     ("tokens_per_second", "Tokens/s", "Committed per second of wall time in this measurement.", 1),
     ("lossless", "Lossless", "The answers equal those of plain greedy decoding, token for token.", 0),

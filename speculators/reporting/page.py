@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speculators import __version__
+from speculators.reporting.card import walk_estimate
 from speculators.reporting.charts import (
     Chart,
     Curves,
@@ -160,8 +161,7 @@ def cards(results: Mapping[str, Any]) -> list[Card]:
             latency = (benchmark[variant].get("inter_token_latency_ms") or {}).get("p50")
             note = f"tokens per second, {latency:.1f} ms each" if latency is not None else "tokens per second"
             found.append(Card(label, f"{rate:.1f}", note))
-    best = (results["training"] or {}).get("best") or {}
-    walk = best.get("walk_estimate", best.get("acceptance_length"))
+    walk = walk_estimate((results["training"] or {}).get("best") or {})
     if walk is not None and len(found) < 4:
         found.append(Card("Walk estimate", f"{walk:.2f}", "acceptance length foreseen in training"))
     return found
