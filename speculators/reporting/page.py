@@ -253,7 +253,7 @@ def _streams(figures: Mapping[str, Any]) -> Any:
 def _with_this_page(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The report is written while its own step still runs; on the page it counts as done."""
     return {
-        name: {**step, "status": "finished"} if name == "report" and step["status"] in {"running", "pending"} else step
+        name: {**step, "status": "finished"} if name == "report" and step["status"] == "running" else step
         for name, step in steps.items()
     }
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from speculators.pipeline.step import Context, Step
-
-SHOWN = ("train", "checkpoint", "acceptance", "benchmark-dense", "benchmark-speculator")
-"""The steps whose figures the page shows; it waits for those that the recipe has."""
+from speculators.recipe.shapes.recipe import Recipe
 
 
 def run(context: Context) -> None:
-    """Write `report.html` and the PNG files into the run folder."""
+    """Write `report.html` and the PNG files into the run folder, which is this step's output."""
     from speculators.reporting.page import write_report
 
     place = write_report(context.output)
     context.report.message(f"report: {place}")
 
 
-def step(names: Iterable[str]) -> Step:
-    """The report of a graph with the steps `names`; never cached, it takes a second."""
-    present = set(names)
-    return Step(
-        "report",
-        version=1,
-        reads=("name", "description"),
-        inputs=tuple(name for name in SHOWN if name in present),
-        run=run,
-        cached=False,
-    )
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """The report, after every step of this recipe whose figures it shows; never cached, it takes a second."""
+    judged = ("acceptance",) if recipe.eval.acceptance else ()
+    variants = recipe.eval.benchmark.variants if recipe.eval.benchmark else ()
+    served = tuple(f"benchmark-{variant.name}" for variant in variants)
+    inputs = ("train", "checkpoint", *judged, *served)
+    return (Step("report", version=1, reads=("name",), inputs=inputs, run=run, cached=False),)
