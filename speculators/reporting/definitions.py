@@ -91,10 +91,9 @@ def temperature_name(key: str) -> str:
 
 
 def _position(runs: Sequence[Mapping[str, Any]], position: int) -> tuple[str, ...]:
-    return tuple(
-        number(100 * rates[position], 1, "%") if position < len(rates := run.get("positions") or ()) else "–"
-        for run in runs
-    )
+    """A rate is null, or missing, where no round came as far as this position."""
+    rates = [[*(run.get("positions") or ()), *[None] * (position + 1)][position] for run in runs]
+    return tuple(number(None if rate is None else 100 * rate, 1, "%") for rate in rates)
 
 
 BENCHMARK = (

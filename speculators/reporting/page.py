@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,7 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
     points: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         for name, value in line.items():
-            if name != "at" and isinstance(value, (int, float)):
+            if name != "at" and isinstance(value, (int, float)) and isfinite(value):
                 points.setdefault(name, []).append((float(line["at"]), float(value)))
     held = {name.removeprefix("holdout_"): series for name, series in points.items() if name.startswith("holdout_")}
     measured = held if any(name.startswith("accuracy_") for name in held) else points
@@ -213,9 +215,9 @@ def _charts(
     ]
     suite, figures = _first(results["acceptance"])
     rates = {
-        temperature_name(name): at["positions"]
+        temperature_name(name): reached
         for name, at in (figures.get("temperatures") or {}).items()
-        if at.get("positions")
+        if (reached := list(takewhile(lambda rate: rate is not None, at.get("positions") or ())))
     }
     variants = [
         Variant(name, figures["output_tokens_per_second"], _numbers(figures.get("inter_token_latency_ms")))

@@ -203,3 +203,17 @@ def test_curves_tell_training_from_held_out():
     assert found.holdout_loss == [(2.0, 2.5)]
     assert found.accuracy == {"1": [(2.0, 0.3)], "2": [(2.0, 0.2)]}
     assert found.walk == [(2.0, 1.4)]
+
+
+def test_positions_no_round_came_to_are_dashes(make_run):
+    run = make_run()
+    place = run / "steps" / "acceptance" / "acceptance.json"
+    place.write_text(place.read_text().replace("0.318, 0.262", "0.0, null"), encoding="utf-8")
+    text = Reader(build_page(run).html).text
+    assert "Acceptance at position 3 Accepted share of those" in text
+    assert "–" in text.split("Acceptance at position 3")[1].split("19.0")[0]
+
+
+def test_a_diverged_training_still_has_curves():
+    found = curves([{"at": 1, "loss": 3.0}, {"at": 2, "loss": float("nan")}, {"at": 3, "loss": None}])
+    assert found.loss == [(1.0, 3.0)]
