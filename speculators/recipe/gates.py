@@ -149,7 +149,8 @@ def _apply(operation: Callable[[float, float], float], left: _Term, right: _Term
 
 
 def _look_up(name: str, figures: Figures) -> float:
-    parts, here = name.split("."), figures
+    parts = name.split(".")
+    here: Any = figures
     while parts:
         for count in range(len(parts), 0, -1):
             key = ".".join(parts[:count])
@@ -161,4 +162,4 @@ def _look_up(name: str, figures: Figures) -> float:
             raise LookupError(f"the results have no {name}; at {parts[0]!r} there is: {known}")
     if type(here) not in (int, float):  # a bool is an int to Python, and no figure
         raise LookupError(f"{name} is no number but {type(here).__name__}")
-    return float(here)  # type: ignore[arg-type]
+    return float(here)
