@@ -1,0 +1,96 @@
+"""One decoder layer of a draft, in two halves around an attention that the caller owns.
+
+Training attends along chains, serving attends over a cache; both use the same projections, norms and MLP. The first
+half ends with queries, keys and values, the second begins with what attention made of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from speculators.layers.rotary import Tables, rotate
+
+
+class Attention(nn.Module):
+    """The four projections of grouped-query attention, from `input_size` (twice the hidden size in a first layer)."""
+
+    def __init__(self, input_size: int, hidden_size: int, heads: int, key_value_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(input_size, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+
+
+class GatedMLP(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, as in Llama."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm decoder layer; `reads_embeddings` makes it EAGLE-3's first layer.
+
+    That one takes `[input_layernorm(embedding); hidden_norm(state)]` and adds its output to `hidden_norm(state)`
+    (`norm_before_residual`) or to the state itself. The others are ordinary layers of the state alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        heads: int,
+        key_value_heads: int,
+        head_dim: int,
+        eps: float,
+        reads_embeddings: bool = False,
+        norm_before_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm_before_residual = norm_before_residual
+        self.hidden_norm = nn.RMSNorm(hidden_size, eps=eps) if reads_embeddings else None
+        self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
+        self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
+        input_size = 2 * hidden_size if reads_embeddings else hidden_size
+        self.self_attn = Attention(input_size, hidden_size, heads, key_value_heads, head_dim)
+        self.mlp = GatedMLP(hidden_size, intermediate_size)
+
+    def enter(self, embeddings: torch.Tensor | None, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the projections read, [..., h or 2h], and the residual, [..., h].
+
+        `embeddings` [..., h] are read by a first layer only, `state` [..., h] is the stream so far.
+        """
+        if self.hidden_norm is None or embeddings is None:
+            return self.input_layernorm(state), state
+        normed = self.hidden_norm(state)
+        residual = normed if self.norm_before_residual else state
+        return torch.cat([self.input_layernorm(embeddings), normed], -1), residual
+
+    def queries(self, x: torch.Tensor, tables: Tables) -> torch.Tensor:
+        """Rotated queries [..., heads, d] of `x` from `enter`."""
+        return rotate(self._heads(self.self_attn.q_proj(x)), tables)
+
+    def keys_values(self, x: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and plain values, each [..., kv, d]."""
+        return rotate(self._heads(self.self_attn.k_proj(x)), tables), self._heads(self.self_attn.v_proj(x))
+
+    def leave(self, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The stream after this layer [..., h], from attention's result [..., heads, d] and `enter`'s residual."""
+        hidden = residual + self.self_attn.o_proj(attended.flatten(-2))
+        result: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return result
+
+    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected.view(*projected.shape[:-1], -1, self.self_attn.head_dim)
