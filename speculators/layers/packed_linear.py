@@ -7,6 +7,7 @@ halve the memory traffic and use the processor's matrix units; activations stay 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,3 +75,18 @@ def pack_linears(module: nn.Module, dtype: torch.dtype | None = None) -> int:
         else:
             packed += pack_linears(child, dtype)
     return packed
+
+
+def merge_linears(linears: Sequence[nn.Linear], dtype: torch.dtype | None = None) -> nn.Module:
+    """One layer that gives the outputs of several side by side, packed in `dtype` where that is possible.
+
+    All take the same input; either all have a bias or none.
+    """
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    bias = torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
+    if can_pack(dtype or weight.dtype, weight.device):
+        return PackedLinear(weight, bias, dtype)
+    merged = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    merged.weight = nn.Parameter(weight, requires_grad=False)
+    merged.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return merged

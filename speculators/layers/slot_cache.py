@@ -39,6 +39,12 @@ class Place:
         return all(start == self.starts[0] for start in self.starts)
 
 
+def whole(rows: int, q: int, device: torch.device) -> Place:
+    """The place of `rows` whole sequences of `q` positions each, outside any cache."""
+    positions = torch.arange(q, device=device).expand(rows, q)
+    return Place(torch.arange(rows, device=device), (0,) * rows, q, 0, positions)
+
+
 class SlotCache:
     """Keys and values of `layers` layers for `slots` sequences of at most `capacity` positions each.
 
@@ -56,13 +62,18 @@ class SlotCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         value_dim: int | None = None,
+        keys_by_dimension: bool = False,
     ) -> None:
+        """`keys_by_dimension` lays keys out as [d, capacity]: plain products over them then run at memory speed."""
         self.layers, self.slots, self.capacity = layers, slots, capacity
         self.dtype, self.device = dtype, torch.device(device)
+        keys = (slots, kv_heads, head_dim, capacity) if keys_by_dimension else (slots, kv_heads, capacity, head_dim)
+        values = (slots, kv_heads, capacity, value_dim or head_dim)
         # Zeros, not empty: a masked position still takes part in 0 * value, which must not be NaN.
-        shape = (slots, kv_heads, capacity)
-        self._keys = [torch.zeros(*shape, head_dim, dtype=dtype, device=device) for _ in range(layers)]
-        self._values = [torch.zeros(*shape, value_dim or head_dim, dtype=dtype, device=device) for _ in range(layers)]
+        self._keys = [torch.zeros(keys, dtype=dtype, device=device) for _ in range(layers)]
+        self._values = [torch.zeros(values, dtype=dtype, device=device) for _ in range(layers)]
+        if keys_by_dimension:
+            self._keys = [store.transpose(2, 3) for store in self._keys]
         self.lengths = torch.zeros(slots, dtype=torch.int64)
 
     def place(self, rows: torch.Tensor, q: int) -> Place:

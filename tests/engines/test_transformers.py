@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GemmaConfig,
+    GraniteConfig,
     MistralConfig,
-    MistralForCausalLM,
+    Qwen2Config,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from speculators.engines.transformers import VerifierModel
@@ -23,9 +25,18 @@ from speculators.layers.packed_linear import PackedLinear, can_pack
 LAYERS = (2, 3, 6)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "packed"])
+WAYS = {
+    "own-plain": (False, False),
+    "own-packed": (False, True),
+    "lean-plain": (True, False),
+    "lean-packed": (True, True),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def verifier(request: pytest.FixtureRequest, llama: Path) -> VerifierModel:
-    return VerifierModel.load(llama, "float32", aux_layers=LAYERS, packed=request.param)
+    lean, packed = request.param
+    return VerifierModel.load(llama, "float32", aux_layers=LAYERS, packed=packed, lean=lean)
 
 
 def tokens(length: int, seed: int) -> torch.Tensor:
@@ -151,18 +162,26 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"),
+    ("config", "is_lean"),
     [
-        (Qwen3Config(**small()), Qwen3ForCausalLM),
-        (MistralConfig(**small(sliding_window=5)), MistralForCausalLM),
+        (Qwen3Config(**small()), True),
+        (Qwen2Config(**small()), True),
+        (MistralConfig(**small(sliding_window=5)), False),
+        (GraniteConfig(**small(residual_multiplier=0.3, logits_scaling=4.0)), False),
+        (GemmaConfig(**small()), True),
     ],
-    ids=["query-key-norms", "sliding-window"],
+    ids=["query-key-norms", "biases", "sliding-window", "scaled-residuals", "scaled-embedding"],
 )
-def test_other_families_need_no_code_of_their_own(config: Any, kind: Any, tmp_path: Path) -> None:
+def test_other_families_need_no_code_of_their_own(config: Any, is_lean: bool, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    kind(config).save_pretrained(tmp_path)
-    reference = kind.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     verifier = VerifierModel.load(tmp_path, "float32")
+    assert verifier.is_lean == is_lean
     ids = tokens(16, 9) % 99
     cache, rows = verifier.new_cache(1, 16), torch.tensor([0])
     found = [verifier.forward(part[None], cache, rows, logits="all").logits for part in (ids[:9], ids[9:13], ids[13:])]
