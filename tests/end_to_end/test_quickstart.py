@@ -1,4 +1,4 @@
-"""The promise of the README: one file, from nothing to a measured draft; twice, and the second time all of it is cached."""
+"""The promise of the README: one file, from nothing to a measured draft; and the second time all of it is cached."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_tiny_recipe_goes_from_nothing_to_a_report(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_quickstart_trains_a_draft_that_a_real_verifier_accepts(tmp_path):
-    """On the real 135M verifier. CI runs the README's quickstart first and hands its store on, so this finds it cached."""
+    """On the real 135M verifier. CI runs the README's quickstart first and hands its store on to this test."""
     run = speculators("run", "quickstart", folder=tmp_path, timeout=3500)
     assert run.returncode == 0, run.stdout + run.stderr
     found = results(tmp_path, "quickstart")
