@@ -287,7 +287,10 @@ def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
             lines += _flat(inner, f"{path}{name} · " if name != "versions" else path)
         elif inner is not None:
             text = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else str(inner)
-            lines.append((path + str(name).replace("_", " "), text))
+            if name == "memory" and isinstance(inner, int):
+                text = f"{inner / 1e9:.1f} GB"
+            if text:
+                lines.append((path + str(name).replace("_", " "), text))
     return lines
 
 

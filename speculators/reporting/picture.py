@@ -20,6 +20,7 @@ MARKS = {
     "running": "running",
     "interrupted": "stopped",
     "pending": "not run",
+    "skipped": "not needed",
 }
 """What a step's box says for each status."""
 
@@ -126,7 +127,9 @@ def _lines(name: str) -> tuple[str, ...]:
 def _note(step: Mapping[str, Any]) -> str:
     seconds = step.get("seconds") if step["status"] in {"finished", "failed"} else step.get("seconds_when_made")
     mark = MARKS.get(step["status"], step["status"])
-    return f"{mark} · {spoken(seconds)}" if seconds is not None and step["status"] != "pending" else mark
+    return (
+        f"{mark} · {spoken(seconds)}" if seconds is not None and step["status"] not in {"pending", "skipped"} else mark
+    )
 
 
 def _edge(source: Box, target: Box, downward: bool, lane: float | None) -> Markup:

@@ -85,9 +85,12 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
 
 def step_inputs(run: RunFolder) -> dict[str, tuple[str, ...]]:
     """The steps of the plan in order, each with the names of its inputs."""
-    planned = run.plan.get("steps") or {}
-    items = planned.items() if isinstance(planned, dict) else ((step.get("name"), step) for step in planned)
-    return {str(name): tuple(step.get("inputs") or ()) for name, step in items if name}
+    return {name: tuple(step.get("inputs") or ()) for name, step in planned_steps(run).items()}
+
+
+def planned_steps(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """The steps of the plan in order, as the runner wrote them."""
+    return {str(step["name"]): step for step in run.plan.get("steps") or ()}
 
 
 def _recipe(run: RunFolder) -> dict[str, Any]:
@@ -96,7 +99,8 @@ def _recipe(run: RunFolder) -> dict[str, Any]:
 
 
 def _steps(run: RunFolder, *, over: bool) -> dict[str, dict[str, Any]]:
-    names = list(step_inputs(run))
+    planned = planned_steps(run)
+    names = list(planned)
     names += [event["step"] for event in run.events if event.get("step") and event["step"] not in names]
     steps: dict[str, dict[str, Any]] = {
         name: {"status": "pending", "seconds": None, "artifact": None} for name in dict.fromkeys(names)
@@ -116,6 +120,8 @@ def _steps(run: RunFolder, *, over: bool) -> dict[str, dict[str, Any]]:
         if kind == "step_failed":
             step["error"] = event.get("error") or event.get("message")
     for name, step in steps.items():
+        if step["status"] == "pending" and planned.get(name, {}).get("state") == "skipped":
+            step["status"] = "skipped"
         artifact = run.artifact(name)
         if artifact is not None and (artifact / "artifact.json").is_file():
             step["artifact"] = artifact.name

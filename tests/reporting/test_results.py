@@ -82,3 +82,11 @@ def test_a_speed_up_needs_both_variants():
 def test_seconds_between_needs_both_moments():
     assert seconds_between("2026-12-01T14:00:00.000Z", "2026-12-01T14:01:30.500Z") == 90.5
     assert seconds_between(None, "2026-12-01T14:01:30Z") is None
+
+
+def test_a_step_that_nothing_needed_is_skipped_and_not_pending(make_run):
+    run = make_run(without=("hidden_states",))
+    plan = json.loads((run / "plan.json").read_text())
+    next(step for step in plan["steps"] if step["name"] == "hidden_states")["state"] = "skipped"
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert collect(run)["steps"]["hidden_states"]["status"] == "skipped"
