@@ -94,3 +94,7 @@ class Step:
     cached: bool = True
     machine_bound: bool = False
     """True: the machine class and engine versions enter the key (benchmarks)."""
+    light: bool = False
+    """True: takes little of the machine, so it may run beside another step; all others run one at a time."""
+    releases: tuple[str, ...] = ()
+    """Inputs that go to the trash once this step is published, if nothing else in the run needs them."""

@@ -1,0 +1,102 @@
+"""Runs steps as processes of this machine, each with its children in a group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything an executor may know: the command, where its output goes, and its environment."""
+
+    argv: tuple[str, ...]
+    log: Path
+    environment: Mapping[str, str]
+
+
+class Executor(Protocol):
+    """Something that runs commands; called from several threads."""
+
+    def run(self, work: Work) -> int:
+        """Run to the end; the exit status, negative for the signal that ended it."""
+
+    def stop(self) -> None:
+        """End everything that runs; `run` returns soon after."""
+
+    def kill(self) -> None:
+        """End everything at once."""
+
+
+class LocalExecutor:
+    """`subprocess`, with groups that can be ended whole.
+
+    A worker holds the reading end of a pipe on its standard input and ends when that closes, so workers do not outlive
+    a runner that was killed. What a worker leaves running when it ends (a server, its children) is killed with it.
+    """
+
+    def __init__(self, grace: float = 10.0) -> None:
+        self._grace = grace
+        self._running: set[int] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, work: Work) -> int:
+        """Run one worker; 130 when everything has been stopped already."""
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        with work.log.open("ab") as log:
+            with self._lock:
+                if self._stopped:
+                    return 130
+                process = subprocess.Popen(
+                    (*work.argv, "--tied"),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=dict(work.environment),
+                    start_new_session=True,
+                )
+                self._running.add(process.pid)
+            try:
+                return process.wait()
+            finally:
+                _signal(process.pid, signal.SIGKILL)
+                with self._lock:
+                    self._running.discard(process.pid)
+                if process.stdin is not None:
+                    process.stdin.close()
+
+    def stop(self) -> None:
+        """Ask every group to end, and kill after some seconds those that do not."""
+        with self._lock:
+            self._stopped = True
+            asked = set(self._running)
+        for group in asked:
+            _signal(group, signal.SIGTERM)
+        threading.Thread(target=self._kill_later, args=(asked,), daemon=True).start()
+
+    def kill(self) -> None:
+        """Kill every group."""
+        with self._lock:
+            self._stopped = True
+            for group in self._running:
+                _signal(group, signal.SIGKILL)
+
+    def _kill_later(self, asked: set[int]) -> None:
+        time.sleep(self._grace)
+        with self._lock:
+            for group in asked & self._running:
+                _signal(group, signal.SIGKILL)
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

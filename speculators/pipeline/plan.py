@@ -1,0 +1,307 @@
+"""The plan: every step's key, which artifacts serve, what must run and why, and what that will cost.
+
+Keys are worked out forwards, from recipe, versions and digests alone; nothing runs for that. What must run is worked
+out backwards from the targets: when `train` is cached, the hidden states it was trained on need not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+
+from speculators.errors import MachineError, UsageError
+from speculators.pipeline.assembly import Assembly
+from speculators.pipeline.digests import remembering, value_sha256
+from speculators.pipeline.machine import free_disk, machine_key, total_memory
+from speculators.pipeline.manifest import artifact_id, folder_name
+from speculators.pipeline.reasons import Reason, Why, why_missing
+from speculators.pipeline.step import Estimate, Scope, Step
+from speculators.pipeline.store import Artifact, Damaged, Store, made_from
+
+State = Literal["cached", "run", "skipped"]
+"""`skipped`: not there, and nothing that must run needs it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked for; empty: everything.
+
+    `only`: these steps and no other; what they need must be there. `until`: these and what they need. `start` (the
+    option `--from`): these and what depends on them. `force`: run these although they are cached.
+    """
+
+    only: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    until: tuple[str, ...] = ()
+    force: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step of the plan: its key, the object hashed for it, what becomes of it and why."""
+
+    step: Step
+    key: str
+    hashed: dict[str, Any]
+    state: State
+    why: Why | None = None
+    artifact: Artifact | None = None
+    """The artifact that serves, for cached steps."""
+    replaces: str | None = None
+    """The run that made the artifact which is not to serve although its key is right (forced)."""
+    damaged: Damaged | None = None
+    estimate: Estimate = field(default_factory=Estimate)
+    model_seconds: float | None = None
+    """What the step's own model of time says, before earlier runs correct it."""
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self.step.name
+
+    @property
+    def id(self) -> str:
+        """The artifact's name."""
+        return artifact_id(self.step.name, self.key)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps in order, and where."""
+
+    assembly: Assembly
+    store: Store
+    steps: tuple[Planned, ...]
+
+    def __getitem__(self, name: str) -> Planned:
+        return next(planned for planned in self.steps if planned.name == name)
+
+    @property
+    def to_run(self) -> tuple[Planned, ...]:
+        """The steps with work to do; the report, which is never cached, is not work."""
+        return tuple(planned for planned in self.steps if planned.state == "run" and planned.step.cached)
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """The artifacts that exist and serve, by step."""
+        return {planned.name: planned.artifact for planned in self.steps if planned.artifact is not None}
+
+
+def make_plan(assembly: Assembly, store: Store, selection: Selection | None = None) -> Plan:
+    """Plan the selected steps; raises UsageError for a selection that makes no sense, RecipeError from the recipe's
+    own checks, and whatever a step's `external` raises for a file or model that is not there.
+    """
+    selection = selection or Selection()
+    order = ordered(assembly.steps)
+    by_name = {step.name: step for step in order}
+    wanted = _wanted(by_name, selection)
+    hashed = _hashed(order, assembly, store)
+    keys = {name: value_sha256(value) for name, value in hashed.items()}
+    found = {step.name: store.find(step.name, keys[step.name]) for step in order if step.cached}
+    present = {name: artifact for name, artifact in found.items() if isinstance(artifact, Artifact)}
+    instances = {name: artifact.manifest.instance for name, artifact in present.items()}
+
+    def judge(step: Step) -> Why | None:
+        artifact = present.get(step.name)
+        if not step.cached:
+            return Why(Reason.NEVER_CACHED, Reason.NEVER_CACHED.value)
+        if step.name in selection.force:
+            return Why(Reason.FORCED, "forced")
+        if isinstance(damage := found[step.name], Damaged):
+            return Why(Reason.DAMAGED, f"damaged: {damage.why}")
+        if artifact is None:
+            return why_missing(hashed[step.name], store.history(step.name), assembly.name)
+        stale = made_from(artifact, instances)
+        return Why(Reason.INPUT_REBUILT, f"input {stale} was rebuilt") if stale else None
+
+    why = _must_run(order, wanted.targets, judge)
+    if wanted.closed and (lacking := [step.name for step in order if step.name in why and step.name not in wanted.all]):
+        raise UsageError(
+            f"`--only {' --only '.join(selection.only)}` needs {', '.join(lacking)}, not in the store as it is needed; "
+            f"`--until {selection.only[-1]}` makes that too"
+        )
+    paths = {name: artifact.path for name, artifact in present.items() if name not in why}
+    assembly.check(paths)
+    facts = assembly.facts(paths)
+    planned = []
+    for step in order:
+        name = step.name
+        artifact = present.get(name)
+        state: State = "run" if name in why else "skipped"
+        if state == "skipped" and artifact is not None and made_from(artifact, instances) is None:
+            state = "cached"
+        model = step.estimate(Scope(assembly.view(step.reads), facts)) if state == "run" else Estimate()
+        damage = found.get(name)
+        planned.append(
+            Planned(
+                step,
+                keys[name],
+                hashed[name],
+                state,
+                why.get(name),
+                artifact=artifact if state == "cached" else None,
+                replaces=artifact.manifest.run if artifact and name in selection.force and state == "run" else None,
+                damaged=damage if isinstance(damage, Damaged) else None,
+                estimate=_corrected(model, store.history(name)) if state == "run" else model,
+                model_seconds=model.seconds,
+            )
+        )
+    return Plan(assembly, store, tuple(planned))
+
+
+def check_machine(plan: Plan) -> None:
+    """Raise MachineError when the estimates say that disk or memory will not do; says which step and how to go on."""
+    disk = {planned.name: planned.estimate.disk or 0 for planned in plan.to_run}
+    free = free_disk(plan.store.root)
+    if sum(disk.values()) > free:
+        largest = max(disk, key=lambda name: disk[name])
+        raise MachineError(
+            f"this run needs about {_gigabytes(sum(disk.values()))} of disk ({largest}: {_gigabytes(disk[largest])}), "
+            f"{_gigabytes(free)} are free in {plan.store.root}; free some (`speculators cache prune`), "
+            "give another --store, or run anyway with --yes"
+        )
+    total = total_memory()
+    for planned in plan.to_run:
+        if (planned.estimate.memory or 0) > total:
+            raise MachineError(
+                f"{planned.name} needs about {_gigabytes(planned.estimate.memory or 0)} of memory, this machine has "
+                f"{_gigabytes(total)}; make the recipe smaller, or run anyway with --yes"
+            )
+
+
+def ordered(steps: Collection[Step]) -> tuple[Step, ...]:
+    """The steps with every input before what needs it, otherwise in the order given.
+
+    Raises ValueError for a name given twice, an input that is no step, or a cycle: mistakes of a graph, not of a user.
+    """
+    by_name = {step.name: step for step in steps}
+    if len(by_name) != len(steps):
+        raise ValueError("two steps have the same name")
+    for step in steps:
+        folder_name(step.name)
+        if unknown := set(step.inputs) - by_name.keys():
+            raise ValueError(f"{step.name} has the inputs {sorted(unknown)}, which are no steps")
+    sorter = TopologicalSorter({step.name: step.inputs for step in steps})
+    position = {name: index for index, name in enumerate(by_name)}
+    found: list[Step] = []
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise ValueError(f"the steps go round in a circle: {' -> '.join(error.args[1])}") from error
+    ready = sorted(sorter.get_ready(), key=position.__getitem__)
+    while ready:
+        name = ready.pop(0)
+        found.append(by_name[name])
+        sorter.done(name)
+        ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    targets: frozenset[str]
+    all: frozenset[str]
+    closed: bool
+
+
+def _wanted(by_name: Mapping[str, Step], selection: Selection) -> _Wanted:
+    """The targets: the selected steps on which no other selected step depends, and the forced ones."""
+    for name in (*selection.only, *selection.start, *selection.until, *selection.force):
+        if name not in by_name:
+            near = get_close_matches(name, by_name, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"its steps: {', '.join(by_name)}"
+            raise UsageError(f"this recipe has no step `{name}`; {hint}")
+    if selection.only and (selection.start or selection.until):
+        raise UsageError("--only cannot be combined with --from or --until")
+    chosen = set(by_name)
+    if selection.only:
+        chosen = set(selection.only)
+    if selection.until:
+        chosen &= {name for last in selection.until for name in (last, *_ancestors(last, by_name))}
+    if selection.start:
+        chosen &= {name for name in by_name if {name, *_ancestors(name, by_name)} & set(selection.start)}
+    if not chosen:
+        raise UsageError("no step lies between --from and --until")
+    if outside := set(selection.force) - chosen:
+        raise UsageError(f"--force {min(outside)} is outside of the selected steps")
+    inner = {source for name in chosen for source in by_name[name].inputs}
+    targets = (chosen if selection.only else chosen - inner) | set(selection.force)
+    return _Wanted(frozenset(targets), frozenset(chosen), bool(selection.only))
+
+
+def _hashed(order: tuple[Step, ...], assembly: Assembly, store: Store) -> dict[str, dict[str, Any]]:
+    """For each step the object that is hashed into its key."""
+    hashed: dict[str, dict[str, Any]] = {}
+    keys: dict[str, str] = {}
+    with remembering(store.digests):
+        for step in order:
+            value: dict[str, Any] = {
+                "step": step.name,
+                "version": step.version,
+                "config": dict(assembly.semantic(step.reads)),
+                "inputs": {name: keys[name] for name in step.inputs},
+                "external": dict(step.external(assembly.view(step.reads))),
+            }
+            if step.machine_bound:
+                value["machine"] = machine_key()
+            hashed[step.name] = value
+            keys[step.name] = value_sha256(value)
+    return hashed
+
+
+def _ancestors(name: str, by_name: Mapping[str, Step]) -> list[str]:
+    """All that a step is made from, nearest first."""
+    found: dict[str, None] = {}
+    queue = list(by_name[name].inputs)
+    while queue:
+        source = queue.pop(0)
+        if source not in found:
+            found[source] = None
+            queue.extend(by_name[source].inputs)
+    return list(found)
+
+
+def _must_run(order: tuple[Step, ...], targets: frozenset[str], judge: Callable[[Step], Why | None]) -> dict[str, Why]:
+    """Which steps run and why, backwards from the targets: a step that need not run does not need its inputs.
+
+    A needed step follows when anything that it was made from is made again. Should that come out with the very same
+    bytes, the worker sees it and keeps what there is.
+    """
+    by_name = {step.name: step for step in order}
+    why: dict[str, Why] = {}
+    needed: set[str] = set()
+    queue = [step.name for step in order if step.name in targets]
+    while queue:
+        while queue:
+            name = queue.pop()
+            if name not in needed:
+                needed.add(name)
+                reason = judge(by_name[name])
+                if reason is not None:
+                    why[name] = reason
+                    queue.extend(by_name[name].inputs)
+        for name in (step.name for step in order if step.name in needed and step.name not in why):
+            again = [source for source in _ancestors(name, by_name) if source in why]
+            if again:
+                why[name] = Why(Reason.INPUT_REBUILT, f"input {again[0]} is made again")
+                queue.extend(by_name[name].inputs)
+    return why
+
+
+def _corrected(model: Estimate, history: list[Artifact]) -> Estimate:
+    """The step's own estimate, its seconds corrected by how long the newest artifact of the step really took."""
+    if not history:
+        return model
+    latest = history[0].manifest
+    if model.seconds is None or not latest.estimated_seconds:
+        seconds: float | None = latest.seconds
+    else:
+        seconds = latest.seconds * model.seconds / latest.estimated_seconds
+    return Estimate(model.disk, model.memory, seconds)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,279 @@
+"""Runs a plan: steps as processes, as many at once as get on together, and an account of everything that happened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from speculators.errors import INTERRUPTED, GateMissed, MachineError, RecipeError, SpeculatorsError, StepError
+from speculators.pipeline.assembly import Gate
+from speculators.pipeline.carry import carry_over
+from speculators.pipeline.events import Event, EventTail
+from speculators.pipeline.executors.local import Executor, Work
+from speculators.pipeline.folder import RunFolder, read_plan
+from speculators.pipeline.plan import Plan, Planned
+from speculators.pipeline.store import Artifact
+
+Status = Literal["finished", "failed", "gate_missed", "interrupted"]
+Listener = Callable[[Event], None]
+
+_TICK_SECONDS = 0.1
+_LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    status: Status
+    exit_code: int
+    failures: tuple[SpeculatorsError, ...] = ()
+    gates: tuple[Gate, ...] = ()
+
+
+def silent(event: Event) -> None:
+    """Listen to nothing."""
+
+
+def run_plan(
+    plan: Plan, folder: RunFolder, executor: Executor, *, listener: Listener = silent, previous: Path | None = None
+) -> Outcome:
+    """Do what the plan says; never raises for a step that fails, for a missed gate or an interruption.
+
+    `listener` is called in this thread with every event. `previous` is an earlier run whose report may be copied.
+    """
+    return _Run(plan, folder, executor, listener, previous).run()
+
+
+@dataclass
+class _Run:
+    plan: Plan
+    folder: RunFolder
+    executor: Executor
+    listener: Listener
+    previous: Path | None
+    failures: list[SpeculatorsError] = field(default_factory=list)
+    started: set[str] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)
+    checked: bool = False
+    interruptions: int = 0
+
+    def run(self) -> Outcome:
+        self.tail = EventTail(self.folder.events_file)
+        self.events = self.folder.events
+        self.artifacts: dict[str, Path] = {}
+        clock = time.monotonic()
+        gates: tuple[Gate, ...] = ()
+        with self._interruptions_noted():
+            self._begin()
+            self._work([planned for planned in self.plan.steps if planned.state == "run" and planned.step.cached])
+            if not self.interruptions:
+                gates = self._judge()
+                self._close(
+                    [planned for planned in self.plan.steps if planned.state == "run" and not planned.step.cached]
+                )
+            outcome = self._outcome(gates)
+            self.events.write("run_finished", status=outcome.status, seconds=round(time.monotonic() - clock, 3))
+            self._listen()
+            with contextlib.suppress(SpeculatorsError):
+                self.plan.assembly.results(self.folder.path)
+        return outcome
+
+    def _begin(self) -> None:
+        self.events.write("run_started", name=self.plan.assembly.name, folder=self.folder.path, pid=os.getpid())
+        self.events.write(
+            "planned",
+            steps=[
+                {
+                    "name": planned.name,
+                    "state": planned.state,
+                    "why": planned.why.text if planned.why else None,
+                    "seconds": planned.estimate.seconds,
+                }
+                for planned in self.plan.steps
+            ],
+        )
+        for name, artifact in self.plan.artifacts.items():
+            self.plan.store.touch(artifact)
+            self._have(name, artifact.path)
+            self.events.write("step_cached", step=name, artifact=artifact.path.name)
+        for planned in self.plan.steps:
+            if planned.state == "run" and planned.damaged is not None:
+                self.events.write("message", step=planned.name, text=f"{planned.id} is damaged: {planned.damaged.why}")
+        self._listen()
+
+    def _have(self, name: str, artifact: Path) -> None:
+        self.artifacts[name] = artifact
+        self.folder.link(name, artifact)
+
+    def _work(self, steps: list[Planned]) -> None:
+        """Run the steps in the order of their needs, until all are done or nothing more can start."""
+        running: dict[Future[int], Planned] = {}
+        waiting = list(steps)
+        with ThreadPoolExecutor(max_workers=max(1, len(steps))) as threads:
+            while True:
+                if not self.interruptions and self._still_right():
+                    for planned in list(waiting):
+                        if self._may_start(planned, running.values()):
+                            waiting.remove(planned)
+                            self.started.add(planned.name)
+                            running[threads.submit(self.executor.run, self._command(planned))] = planned
+                if not running:
+                    break
+                done, _ = wait(running, timeout=_TICK_SECONDS, return_when=FIRST_COMPLETED)
+                self._listen()
+                for future in done:
+                    self._ended(running.pop(future), future.result())
+                self._listen()
+
+    def _may_start(self, planned: Planned, beside: Collection[Planned]) -> bool:
+        if any(name not in self.artifacts for name in planned.step.inputs):
+            return False
+        return planned.step.light or all(other.step.light for other in beside)
+
+    def _still_right(self) -> bool:
+        """Check the recipe against what is known by now; nothing more starts once it was found wrong."""
+        if not self.checked:
+            try:
+                self.checked = self.plan.assembly.check(self.artifacts)
+            except RecipeError as error:
+                self.failures.append(error)
+                self.checked = True
+                self.events.write("message", text=str(error))
+        return not any(isinstance(error, RecipeError) for error in self.failures)
+
+    def _command(self, planned: Planned) -> Work:
+        argv = (sys.executable, "-m", "speculators.pipeline.work", str(self.folder.path), planned.name)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if read_plan(self.folder.path)["offline"]:
+            environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        return Work(argv, self.folder.log(planned.name), environment)
+
+    def _ended(self, planned: Planned, status: int) -> None:
+        if status == 0:
+            self.finished.add(planned.name)
+            found = self.plan.store.find(planned.name, planned.key) if planned.step.cached else None
+            if isinstance(found, Artifact):
+                self._have(planned.name, found.path)
+                self._release(planned)
+            return
+        if self.interruptions:
+            return
+        log = self.folder.log(planned.name)
+        lines = _last_lines(log)
+        error = _said(status, lines)
+        self.events.write("step_failed", step=planned.name, error=error, exit_status=status, log=log)
+        kind = {MachineError.exit_code: MachineError, RecipeError.exit_code: StepError}.get(status, StepError)
+        text = f"{planned.name} failed: {error}\n\n{lines}\n\nits whole output: {log}"
+        if kind is MachineError:
+            self.failures.append(MachineError(text))
+        else:
+            self.failures.append(StepError(text, step=planned.name, log=log, last_lines=lines))
+
+    def _release(self, planned: Planned) -> None:
+        """Let go of the inputs that the step does not want kept, unless another step of this run still needs them."""
+        for name in planned.step.releases:
+            others = (other for other in self.plan.to_run if name in other.step.inputs)
+            artifact = self.artifacts.get(name)
+            if artifact is None or any(other.name not in self.finished for other in others):
+                continue
+            with self.plan.store.try_hold(artifact.name) as held:
+                if held and artifact.exists():
+                    self.plan.store.discard(artifact.name)
+                    self.folder.unlink(name)
+                    self.events.write("message", step=planned.name, text=f"{name} is no longer needed and was removed")
+
+    def _judge(self) -> tuple[Gate, ...]:
+        """Judge the gates, unless a step failed: what was not measured is not missed."""
+        if self.failures:
+            return ()
+        gates = self.plan.assembly.gates(self.folder.path)
+        for gate in gates:
+            self.events.write("gate", gate=gate.text, value=gate.value, passed=gate.passed)
+        return gates
+
+    def _close(self, steps: list[Planned]) -> None:
+        """The report and its like: last, and whatever happened before, as long as there is something to tell."""
+        for planned in steps:
+            if self.interruptions or not self.artifacts:
+                return
+            plan = read_plan(self.folder.path)
+            if not self.started and self.previous and carry_over(self.previous, self.folder.path, planned.step, plan):
+                self.events.write("step_cached", step=planned.name, artifact=None)
+                continue
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                future = thread.submit(self.executor.run, self._command(planned))
+                while not future.done():
+                    wait([future], timeout=_TICK_SECONDS)
+                    self._listen()
+            self._ended(planned, future.result())
+
+    def _outcome(self, gates: tuple[Gate, ...]) -> Outcome:
+        if self.interruptions:
+            return Outcome("interrupted", INTERRUPTED, tuple(self.failures), gates)
+        if self.failures:
+            return Outcome("failed", self.failures[0].exit_code, tuple(self.failures), gates)
+        missed = [gate for gate in gates if not gate.passed]
+        if missed:
+            return Outcome("gate_missed", GateMissed.exit_code, (GateMissed(_missed(missed)),), gates)
+        return Outcome("finished", 0, (), gates)
+
+    def _listen(self) -> None:
+        for event in self.tail.read():
+            self.listener(event)
+
+    @contextlib.contextmanager
+    def _interruptions_noted(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the steps and then the run; a second one kills them at once."""
+
+        def interrupt(number: int, frame: object) -> None:
+            self.interruptions += 1
+            if self.interruptions == 1:
+                self.executor.stop()
+            else:
+                self.executor.kill()
+
+        try:
+            before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever runs us there handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _last_lines(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-_LAST_LINES:])
+
+
+def _said(status: int, lines: str) -> str:
+    """What went wrong: the last paragraph of the log, as the worker writes it, else the last line."""
+    if status < 0:
+        try:
+            return f"it was ended by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"it was ended by signal {-status}"
+    last = lines.strip().rpartition("\n\n")[2] if "\n\n" in lines else lines.strip().rpartition("\n")[2]
+    return last or f"it ended with status {status} and said nothing"
+
+
+def _missed(gates: list[Gate]) -> str:
+    values: Mapping[str, str] = {
+        gate.text: "not measured" if gate.value is None else f"{gate.value:.4g}" for gate in gates
+    }
+    return "\n".join(f"gate missed: {text} (found {value})" for text, value in values.items())

@@ -1,0 +1,130 @@
+"""A store, a folder of runs, and toy recipes to plan and run in them."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from speculators.pipeline.executors.local import LocalExecutor
+from speculators.pipeline.folder import Consent, create_run, previous_run
+from speculators.pipeline.plan import Selection, make_plan
+from speculators.pipeline.run import run_plan
+from speculators.pipeline.store import Store
+
+TOY = Path(__file__).parent / "toy"
+
+
+@pytest.fixture
+def toy_graph(monkeypatch):
+    """The toy graph's module, which workers can import as well."""
+    monkeypatch.syspath_prepend(str(TOY))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TOY), str(Path(__file__).parents[2])]))
+    import toy_graph
+
+    return toy_graph
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def toy(toy_graph, store, tmp_path):
+    """`toy.plan(data, force=("shards",))` and `toy.run(...)` on one store."""
+
+    def plan(data=None, steps=None, **selection):
+        assembly = toy_graph.reassemble(data or {})
+        if steps is not None:
+            assembly = SimpleNamespace(**{**vars(assembly), "steps": steps})
+        return make_plan(assembly, store, Selection(**selection))
+
+    def start(data=None, **selection):
+        planned = plan(data, **selection)
+        folder = create_run(tmp_path / "runs", planned, consent=Consent(), texts={"recipe.yaml": json.dumps(data)})
+        return planned, folder
+
+    def run(data=None, **selection):
+        previous = previous_run(tmp_path / "runs", "toy")
+        planned, folder = start(data, **selection)
+        events = []
+        outcome = run_plan(planned, folder, LocalExecutor(grace=2.0), listener=events.append, previous=previous)
+        return SimpleNamespace(
+            plan=planned,
+            folder=folder.path,
+            outcome=outcome,
+            events=events,
+            did={
+                event["step"]: event["event"]
+                for event in events
+                if event["event"].startswith("step_") and event["event"] != "step_started"
+            },
+            log=lambda step: folder.log(step).read_text(),
+            artifact=lambda step: (folder.path / "steps" / step).resolve(),
+        )
+
+    return SimpleNamespace(plan=plan, start=start, run=run, store=store, runs=tmp_path / "runs")
+
+
+@pytest.fixture
+def barrier(tmp_path, monkeypatch):
+    """`barrier(name)` makes a worker stop at `name`; `.reached()` waits for that, `.open()` lets it go on."""
+    folder = tmp_path / "barriers"
+    folder.mkdir()
+    monkeypatch.setenv("TOY_BARRIERS", str(folder))
+
+    def make(name):
+        place = folder / name
+        os.mkfifo(place)
+        os.mkfifo(place.with_suffix(".go"))
+        return SimpleNamespace(
+            reached=place.read_text,
+            open=lambda: place.with_suffix(".go").write_text("go"),
+            remove=place.unlink,
+        )
+
+    return make
+
+
+@pytest.fixture
+def in_thread():
+    """Runs a function in a thread; `.join()` returns its result."""
+
+    def start(function, *arguments, **named):
+        box = {}
+        thread = threading.Thread(target=lambda: box.update(result=function(*arguments, **named)))
+        thread.start()
+
+        def join():
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+            return box["result"]
+
+        return SimpleNamespace(join=join)
+
+    return start
+
+
+@pytest.fixture
+def worker(toy):
+    """Starts one worker process, in a group of its own, and returns its Popen."""
+    import subprocess
+
+    started = []
+
+    def start(folder, step):
+        argv = [sys.executable, "-m", "speculators.pipeline.work", str(folder.path), step]
+        process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
