@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
@@ -21,7 +24,7 @@ AUX_LAYERS = (1, 2, 3)
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> VerifierModel:
     """A random float32 Llama whose weights are large enough that its argmax is never a near-tie."""
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny matrices: a second thread only waits
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -81,3 +84,52 @@ def run_all() -> Callable[[Decoder, list[Request]], list[list[Commit]]]:
         return commits
 
     return run
+
+
+@pytest.fixture(scope="session")
+def network(
+    verifier: VerifierModel, prompts: list[list[int]], greedy_text: Callable[[list[int], int], list[int]]
+) -> Eagle3Network:
+    """A draft with a reduced vocabulary, half fitted to the verifier's text, so that some proposals stand."""
+    torch.manual_seed(2)
+    config = Eagle3Config(
+        hidden_size=32,
+        intermediate_size=64,
+        attention_heads=4,
+        key_value_heads=2,
+        head_dim=8,
+        vocab_size=VOCABULARY,
+        draft_vocab_size=80,
+        aux_layers=AUX_LAYERS,
+        rope={"rope_type": "default", "rope_theta": 10000.0},
+        rms_norm_eps=1e-6,
+        max_position_embeddings=512,
+        norm_before_fc=True,
+    )
+    network = Eagle3Network(config)
+    kept = torch.randperm(VOCABULARY)[:80].sort().values
+    network.d2t.copy_(kept - torch.arange(80))
+    network.t2d[kept] = True
+    texts = [prompt + greedy_text(prompt, 28) for prompt in prompts]
+    width, count = max(map(len, texts)), len(texts)
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts])
+    aux = verifier.forward(ids, verifier.new_cache(count, width), torch.arange(count), None).aux
+    assert aux is not None
+    targets = (ids[:, 2:, None] == kept).float()  # [texts, positions, 80]; all zeros for tokens the draft lacks
+    for row, text in enumerate(texts):
+        targets[row, len(text) - 2 :] = 0
+    tables = network.tables(torch.arange(width - 2).expand(count, -1))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(60):
+        state, loss = network.fuse(aux[:, :-2]), torch.zeros(())
+        for _step in range(2):  # the second step reads the first one's outputs, near enough to a real chain
+            q, k, v, residual = network.qkv(0, network.embed(ids[:, 1:-1]), state, tables)
+            heads = [x.transpose(1, 2) for x in (q, k, v)]
+            attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+            out = network.finish_layer(0, attended.transpose(1, 2), residual)
+            loss = loss - (network.logits(out).log_softmax(-1) * targets).sum() / targets.sum()
+            state = torch.cat([state[:, :1], out[:, :-1]], 1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.requires_grad_(requires_grad=False).eval()
