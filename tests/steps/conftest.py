@@ -1,4 +1,4 @@
-"""A step run by itself: a recipe of plain dictionaries, shown to the step as far as it declares, and a tiny verifier."""
+"""A step run by itself: a recipe of plain dictionaries, shown as far as the step declares, and a tiny verifier."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def run_step(tmp_path: Path):
-    """Run a step into the folder `tmp_path/<step name>` (again, if it is there) and return that folder and the report."""
+    """Run a step into the folder `tmp_path/<step name>`, again if it is there; gives that folder and the report."""
 
     def run(step: Step, values: Mapping[str, Any], **inputs: Path) -> tuple[Path, Told]:
         output, told = tmp_path / step.name, Told()
@@ -126,6 +126,12 @@ def run_step(tmp_path: Path):
         return output, told
 
     return run
+
+
+@pytest.fixture
+def as_view():
+    """A recipe as a step sees it while planning."""
+    return lambda step, values: Declared(values, step.reads)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from speculators.errors import MachineError, UsageError
+from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import resolve_commit
 from speculators.verifiers.source import (
     external_digest,
-    file_sha256,
     known_facts,
     obtain,
     parse_source,
