@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 import rich_click as click
+from click.exceptions import Exit
 
 from speculators import __version__
 from speculators.errors import INTERRUPTED, SpeculatorsError
@@ -71,7 +72,7 @@ def main() -> None:
             raise
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
+    except Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()

@@ -1,1 +1,131 @@
-"""One file a step: what it reads, makes and costs."""
+"""One file a step: what it reads, makes and costs. Here they are joined with a recipe into one graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speculators.errors import UsageError
+from speculators.pipeline.assembly import Artifacts, Assembly, Gate
+from speculators.pipeline.step import Step
+
+if TYPE_CHECKING:
+    from speculators.recipe.shapes.recipe import Recipe
+    from speculators.verifiers.facts import VerifierFacts
+
+MODULES = (
+    "verifier",
+    "prompts",
+    "answers",
+    "tokens",
+    "vocabulary",
+    "hidden_states",
+    "train",
+    "checkpoint",
+    "acceptance",
+    "benchmark",
+    "report",
+)
+"""The files of this folder in order; each has a `STEP`, or `steps(recipe)` where the recipe decides."""
+
+_COUNTED_BYTES = 64 << 20  # planning stays instant: larger files of prompts are not counted
+
+
+def graph(recipe: Recipe) -> tuple[Step, ...]:
+    """The steps of a recipe, in order."""
+    found: list[Step] = []
+    for name in MODULES:
+        module = import_module(f"speculators.steps.{name}")
+        found.extend(module.steps(recipe) if hasattr(module, "steps") else (module.STEP,))
+    return tuple(found)
+
+
+def assemble(recipe: Recipe, data: dict[str, Any]) -> Assembly:
+    """What the pipeline needs to know of a recipe; `data` is the same recipe as plain data."""
+    from speculators.recipe import semantic, view
+
+    return Assembly(
+        name=recipe.name,
+        data=data,
+        steps=graph(recipe),
+        reassemble="speculators.steps:reassemble",
+        semantic=lambda reads: semantic(recipe, reads),
+        view=lambda reads: view(recipe, reads),
+        facts=lambda artifacts: gathered_facts(recipe, artifacts),
+        check=lambda artifacts: check_fields(recipe, artifacts),
+        gates=lambda folder: judged_gates(recipe, folder),
+        results=_write_results,
+        trusts_remote_code=recipe.verifier.trust_remote_code,
+    )
+
+
+def reassemble(data: dict[str, Any]) -> Assembly:
+    """The assembly of the recipe that stands in a plan, for a worker."""
+    import msgspec
+
+    from speculators.recipe.shapes.recipe import Recipe
+
+    return assemble(msgspec.convert(data, Recipe), data)
+
+
+def check_fields(recipe: Recipe, artifacts: Artifacts) -> bool:
+    """Check the recipe against the verifier, if enough is known about it; False: not yet.
+
+    Raises RecipeError with every field that does not fit the verifier.
+    """
+    from speculators.recipe import crossfield
+
+    facts = _verifier_facts(recipe, artifacts)
+    if facts is None:
+        return False
+    crossfield.check(recipe, facts)
+    return True
+
+
+def gathered_facts(recipe: Recipe, artifacts: Artifacts) -> Mapping[str, float]:
+    """Numbers for the estimates: the verifier's sizes, and how many documents and tokens there are, where known."""
+    found: dict[str, float] = {}
+    verifier = _verifier_facts(recipe, artifacts)
+    if verifier is not None:
+        for name in type(verifier).__dataclass_fields__:
+            value = getattr(verifier, name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = float(value)
+    prompts, tokens = artifacts.get("prompts"), artifacts.get("tokens")
+    if prompts is not None and (prompts / "prompts.jsonl").stat().st_size < _COUNTED_BYTES:
+        found["prompts"] = float((prompts / "prompts.jsonl").read_bytes().count(b"\n"))
+    if tokens is not None:
+        described = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
+        found.update({name: float(described[name]) for name in ("documents", "tokens", "loss_tokens")})
+    return found
+
+
+def judged_gates(recipe: Recipe, folder: Path) -> tuple[Gate, ...]:
+    """The recipe's gates, judged on the results as far as they are known in the run's folder."""
+    if not recipe.eval.gates:
+        return ()
+    from speculators.evaluation.gates import judge
+    from speculators.reporting.results import collect
+
+    verdicts = judge(recipe.eval.gates, collect(folder))
+    return tuple(Gate(verdict.text, verdict.value, verdict.passed) for verdict in verdicts)
+
+
+def _write_results(folder: Path) -> None:
+    from speculators.reporting.results import write_results
+
+    write_results(folder)
+
+
+def _verifier_facts(recipe: Recipe, artifacts: Artifacts) -> VerifierFacts | None:
+    from speculators.verifiers.source import known_facts
+
+    try:
+        return known_facts(recipe.verifier, artifacts.get("verifier"))
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError):
+        return None  # the verifier step itself says what is wrong with it

@@ -1,0 +1,118 @@
+"""`speculators plan RECIPE`: what a run would do and why, without doing it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from speculators.cli.amounts import age_text, size_text, time_text
+from speculators.cli.asked import Asked, planned, recipe_options
+from speculators.errors import LockError, MachineError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from speculators.pipeline.plan import Plan, Planned
+
+
+@click.command("plan")
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="The plan as JSON, with everything that is hashed.")
+@click.option("--mermaid", is_flag=True, help="The plan as a Mermaid graph.")
+@click.option("--check", is_flag=True, help="Exit with 4 when there is something to run.")
+def command(as_json: bool, mermaid: bool, check: bool, **options: Any) -> None:
+    """Show what a run of RECIPE would do, and why.
+
+    RECIPE is a file, or the name of a recipe that came with speculators.
+    """
+    from speculators.pipeline.plan import check_machine
+
+    _, plan = planned(Asked(**options))
+    if as_json:
+        from speculators.pipeline.folder import Consent, plan_json
+
+        click.echo(json.dumps(plan_json(plan, "", Consent(options["offline"], options["trust_remote_code"])), indent=1))
+    elif mermaid:
+        click.echo(mermaid_text(plan))
+    else:
+        show(plan, options["recipe"])
+        try:
+            check_machine(plan)
+        except MachineError as error:
+            click.echo(f"\n  error: {error}")
+    if check and plan.to_run:
+        raise LockError(f"{len(plan.to_run)} steps would run: {', '.join(step.name for step in plan.to_run)}")
+
+
+def show(plan: Plan, recipe: str) -> None:
+    """Print the plan as a table, with the machine's free disk above and the sums below."""
+    from rich.console import Console
+
+    from speculators.pipeline.machine import free_disk
+
+    console = Console(highlight=False)
+    free = size_text(free_disk(plan.store.root))
+    console.print(
+        f"\n[bold]{plan.assembly.name}[/]   {recipe}   store: {plan.store.root} ({free} free)\n", soft_wrap=True
+    )
+    console.print(table(plan))
+    known = [step.estimate.seconds for step in plan.to_run]
+    if not plan.to_run:
+        console.print("\n  nothing to run: everything is in the store")
+        return
+    seconds = time_text(sum(second for second in known if second is not None))
+    disk = size_text(sum(step.estimate.disk or 0 for step in plan.to_run))
+    open_ends = " and what is unknown" if None in known else ""
+    console.print(f"\n  {len(plan.to_run)} steps to run: about {seconds}{open_ends}, {disk} of disk")
+    console.print("  times are from this store's earlier runs, else from a model of the hardware", style="dim")
+
+
+def table(plan: Plan) -> Table:
+    """One line a step: state, reason, disk and time."""
+    from rich.table import Table
+
+    found = Table(box=None, padding=(0, 2), header_style="dim", pad_edge=True)
+    for name in ("step", "state", "why"):
+        found.add_column(name, overflow="fold")
+    for name in ("disk", "time"):
+        found.add_column(name, justify="right", no_wrap=True)
+    for step in plan.steps:
+        style = {"run": "yellow", "cached": "green", "skipped": "dim"}[step.state]
+        found.add_row(
+            step.name,
+            f"[{style}]{step.state}[/]",
+            _why(step),
+            size_text(step.estimate.disk) if step.state == "run" else "",
+            time_text(step.estimate.seconds),
+        )
+    return found
+
+
+def _why(planned: Planned) -> str:
+    from datetime import datetime
+
+    from rich.markup import escape
+
+    if planned.why is not None:
+        return escape(planned.why.text)
+    if planned.artifact is None:
+        return "[dim]nothing needs it[/]"
+    finished = datetime.fromisoformat(planned.artifact.manifest.finished.replace("Z", "+00:00"))
+    return f"[dim]{age_text(time.time() - finished.timestamp())}[/]"
+
+
+def mermaid_text(plan: Plan) -> str:
+    """The graph for a Markdown page."""
+    lines = ["graph LR"]
+    for step in plan.steps:
+        lines.append(f'  {step.name}["{step.name}<br/>{step.state}"]:::{step.state}')
+        lines.extend(f"  {source} --> {step.name}" for source in step.step.inputs)
+    lines += [
+        "  classDef run fill:#fff3cd,stroke:#b58105",
+        "  classDef cached fill:#d9f2e3,stroke:#2f855a",
+        "  classDef skipped fill:#eeeeee,stroke:#999999",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""`speculators run RECIPE`: do everything that a recipe says and that is not done yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from speculators.cli.amounts import time_text
+from speculators.cli.asked import Asked, planned, recipe_options, runs_option
+from speculators.errors import MachineError
+
+if TYPE_CHECKING:
+    from speculators.pipeline.plan import Plan
+    from speculators.pipeline.run import Outcome
+
+
+@click.command("run")
+@recipe_options
+@runs_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Standard output gets exactly the events, one JSON object a line."
+)
+@click.option("--yes", is_flag=True, help="Run although the estimates say that disk or memory will not do.")
+def command(runs: Path, as_json: bool, yes: bool, **options: Any) -> int:
+    """Run RECIPE: data, hidden states, training, checkpoint, evaluation, report.
+
+    RECIPE is a file, or the name of a recipe that came with speculators. What was done before is not done again.
+    Exit status: 0 done, 1 a step failed, 2 the recipe is wrong, 3 a gate was missed, 5 this machine cannot,
+    130 interrupted.
+    """
+    from speculators.cli.live import showing
+    from speculators.pipeline.executors.local import LocalExecutor
+    from speculators.pipeline.folder import Consent, create_run, previous_run
+    from speculators.pipeline.run import run_plan
+
+    asked = Asked(**options)
+    loaded, plan = planned(asked)
+    _check(plan, anyway=yes)
+    previous = previous_run(runs, plan.assembly.name)
+    consent = Consent(offline=asked.offline, trust_remote_code=asked.trust_remote_code)
+    texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": loaded.resolved_text}
+    folder = create_run(runs, plan, consent=consent, texts=texts)
+    with showing(as_json=as_json) as (_, listen):
+        outcome = run_plan(plan, folder, LocalExecutor(), listener=listen, previous=previous)
+    for line in summary(folder.path, outcome):
+        click.echo(line, err=as_json)
+    for failure in outcome.failures:
+        click.echo(f"\n{failure}", err=True)
+    return outcome.exit_code
+
+
+def _check(plan: Plan, *, anyway: bool) -> None:
+    from speculators.pipeline.plan import check_machine
+
+    try:
+        check_machine(plan)
+    except MachineError as error:
+        if not anyway:
+            raise
+        click.echo(f"warning: {error}", err=True)
+
+
+def summary(folder: Path, outcome: Outcome) -> list[str]:
+    """The last lines of a run: what was measured, and where everything lies."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        results = {}
+    lines = [""]
+    for suite, figures in (results.get("acceptance") or {}).items():
+        if figures.get("acceptance_length") is not None:
+            lines.append(
+                f"acceptance length   {figures['acceptance_length']:.3f} on {suite} "
+                f"(temperature {figures.get('temperature', 0):g}, {figures.get('prompts', '?')} prompts)"
+            )
+    benchmark = results.get("benchmark") or {}
+    for variant, figures in benchmark.items():
+        if figures.get("output_tokens_per_second") is not None:
+            lines.append(f"output tokens/s     {figures['output_tokens_per_second']:.2f} {variant}")
+    if results.get("speedup"):
+        lines.append(f"speed-up            {results['speedup']:.2f}x")
+    for gate in outcome.gates:
+        value = "not measured" if gate.value is None else f"{gate.value:.4g}"
+        lines.append(f"gate {'passed' if gate.passed else 'MISSED'}         {gate.text} (found {value})")
+    if results.get("checkpoint"):
+        lines.append(f"checkpoint          {results['checkpoint']}")
+    written = [name for name in ("report.html", "results.json") if (folder / name).is_file()]
+    lines.extend(f"{name.partition('.')[0]:<19} {_near(folder / name)}" for name in written)
+    lines.append(f"{outcome.status.replace('_', ' ')} after {time_text(results.get('seconds') or 0.0)}")
+    return lines
+
+
+def _near(path: Path) -> Path:
+    """The path as seen from here, when that is shorter."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
