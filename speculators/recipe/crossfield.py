@@ -1,0 +1,258 @@
+"""Rules across fields, which a schema cannot say: some need only the recipe, some the verifier's config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Protocol
+
+from speculators.errors import Place, Problem
+from speculators.recipe.gates import parse_gate
+from speculators.recipe.locate import Origins
+from speculators.recipe.nodes import Path_
+from speculators.recipe.shapes.data import Source
+from speculators.recipe.shapes.eagle3 import LossWeights
+from speculators.recipe.shapes.recipe import Recipe
+from speculators.recipe.shapes.verifier import RandomVerifier
+from speculators.shipped import shipped_folder
+
+RANDOM_CONTEXT = 2048
+_FEWEST_LAYERS_FOR_AUTO = 7
+
+
+class Facts(Protocol):
+    """What must be known about a verifier: its `config.json`, no weights."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with the value at a path of the recipe."""
+
+    path: Path_
+    what: str
+    hint: str = ""
+
+
+def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
+    """What is wrong between a recipe and the verifier it names, ordered by place.
+
+    Without `origins` (`Loaded.origins`) problems have no place but the recipe's name.
+    """
+    found = _with_facts(recipe, facts)
+    if origins is None:
+        return tuple(Problem(Place(recipe.name, 1, 1), item.what, item.hint) for item in found)
+    return tuple(sorted(origins.problem(item.path, item.what, item.hint) for item in found))
+
+
+def findings(recipe: Recipe, *, trust_remote_code: bool | None = None) -> list[Finding]:
+    """What is wrong in a recipe by itself. A random verifier is its own config, so it is checked against that too."""
+    found = [*_verifier(recipe, trust_remote_code), *_data(recipe), *_algorithm(recipe), *_evaluation(recipe)]
+    random = recipe.verifier.random
+    if random is not None and recipe.verifier.model is None and not found:
+        found += _with_facts(recipe, _RandomFacts(random.layers, random.vocab_size))
+    return found
+
+
+def suites() -> list[str]:
+    """The names of all acceptance suites: the run's own held-out prompts, and those that came with us."""
+    return ["holdout", *sorted(file.stem for file in shipped_folder("recipes").glob("suites/*.jsonl"))]
+
+
+@dataclass(frozen=True)
+class _RandomFacts:
+    layers: int
+    vocab_size: int
+    max_position_embeddings: int = RANDOM_CONTEXT
+
+
+def _verifier(recipe: Recipe, trusted: bool | None) -> Iterator[Finding]:
+    verifier = recipe.verifier
+    model, here = verifier.model, ("verifier",)
+    if model is None and verifier.random is None:
+        yield Finding(here, "`verifier` names no model", "set `verifier.model` or `verifier.random`")
+    elif model is not None and verifier.random is not None:
+        hint = "remove one of them; a value from a base recipe is taken back with null"
+        yield Finding((*here, "random"), "`verifier` has both `model` and `random`", hint)
+    is_hub = model is not None and not model.endswith(".gguf") and not model.startswith(("/", "wheel://"))
+    if model is not None and model.startswith("wheel://"):
+        if not model.endswith(".gguf") or "==" not in model:
+            hint = "write wheel://DISTRIBUTION==VERSION/PATH/INSIDE.gguf"
+            yield Finding((*here, "model"), f"`verifier.model` is '{model}'", hint)
+        elif verifier.sha256 is None:
+            hint = "a file out of a wheel is pinned by its digest"
+            yield Finding((*here, "model"), "`verifier.sha256` is missing", hint)
+    elif model is not None and "://" in model:
+        hint = "allowed: a hub id, a directory, a .gguf file, wheel://..."
+        yield Finding((*here, "model"), f"`verifier.model` is '{model}'", hint)
+    if verifier.sha256 is not None and (model is None or not model.endswith(".gguf")):
+        hint = "a hub model is pinned by `verifier.revision`" if is_hub else "remove it"
+        yield Finding((*here, "sha256"), "`verifier.sha256` pins a GGUF file, and there is none", hint)
+    if verifier.revision is not None and not is_hub:
+        what = "`verifier.revision` is for models of the hub"
+        yield Finding((*here, "revision"), what, "a GGUF file is pinned by `verifier.sha256`")
+    if verifier.trust_remote_code:
+        if is_hub and verifier.revision is None:
+            what = "`verifier.trust_remote_code` needs a pinned `verifier.revision`"
+            yield Finding((*here, "trust_remote_code"), what, "name the commit whose code you have read")
+        if trusted is False:
+            what = "`verifier.trust_remote_code` is true, but the command line does not agree"
+            yield Finding((*here, "trust_remote_code"), what, "add --trust-remote-code to run the model's own code")
+    if verifier.random is not None:
+        yield from _random(verifier.random)
+
+
+def _random(shape: RandomVerifier) -> Iterator[Finding]:
+    here = ("verifier", "random")
+    if shape.hidden_size % (2 * shape.attention_heads):
+        what = (
+            f"`verifier.random.hidden_size` is {shape.hidden_size}, "
+            f"no even multiple of the {shape.attention_heads} attention heads"
+        )
+        yield Finding((*here, "hidden_size"), what, f"such as {16 * shape.attention_heads}")
+    if shape.attention_heads % shape.key_value_heads:
+        what = (
+            f"`verifier.random.key_value_heads` is {shape.key_value_heads}, "
+            f"which does not divide the {shape.attention_heads} attention heads"
+        )
+        yield Finding((*here, "key_value_heads"), what)
+
+
+def _data(recipe: Recipe) -> Iterator[Finding]:
+    data = recipe.data
+    for number, source in enumerate(data.sources):
+        yield from _source(source, ("data", "sources", number))
+    regenerate = data.regenerate
+    if regenerate is None:
+        for number, source in enumerate(data.sources):
+            if source.synthesize is not None:
+                what = "a synthesised prompt has no answer, and `data.regenerate` is null"
+                yield Finding(("data", "sources", number), what, "let the verifier answer: remove `regenerate: null`")
+        return
+    here = ("data", "regenerate")
+    if regenerate.max_new_tokens >= data.max_length:
+        what = (
+            f"`data.regenerate.max_new_tokens` is {regenerate.max_new_tokens}, "
+            f"which leaves no room for prompts in `data.max_length`, {data.max_length}"
+        )
+        yield Finding((*here, "max_new_tokens"), what)
+    if regenerate.temperature == 0 and regenerate.samples_per_prompt > 1:
+        what = (
+            f"`data.regenerate.samples_per_prompt` is {regenerate.samples_per_prompt}, but greedy answers are all alike"
+        )
+        yield Finding((*here, "samples_per_prompt"), what, "set `data.regenerate.temperature` above 0")
+
+
+def _source(source: Source, here: Path_) -> Iterator[Finding]:
+    given = [name for name in ("file", "dataset", "synthesize") if getattr(source, name) is not None]
+    name = f"`data.sources[{here[-1]}]`"
+    if not given:
+        yield Finding(here, f"{name} names no source", "set one of `file`, `dataset` and `synthesize`")
+    elif len(given) > 1:
+        yield Finding(here, f"{name} has both `{given[0]}` and `{given[1]}`", "make two sources of them")
+    if source.synthesize is not None and source.samples is None:
+        yield Finding(
+            here, f"{name} does not say how many prompts to synthesise", "add `samples`, such as samples: 400"
+        )
+    if source.dataset is None:
+        for option in ("subset", "split", "revision"):
+            if getattr(source, option) is not None:
+                what = f"`{option}` is for data sets, and {name} is none"
+                yield Finding((*here, option), what, "remove it")
+
+
+def _algorithm(recipe: Recipe) -> Iterator[Finding]:
+    algorithm, here = recipe.algorithm, ("algorithm",)
+    if algorithm.aux_layers != "auto" and list(algorithm.aux_layers) != sorted(algorithm.aux_layers):
+        hint = f"write {sorted(algorithm.aux_layers)}"
+        yield Finding((*here, "aux_layers"), "`algorithm.aux_layers` must ascend", hint)
+    weights = {name: getattr(algorithm.loss, name) for name in LossWeights.__struct_fields__}
+    if not any(weights.values()):
+        what = "every weight of `algorithm.loss` is 0, so nothing would be learnt"
+        yield Finding((*here, "loss"), what, "such as loss: {kl: 1.0}")
+    for name in ("tv", "nla", "lk"):
+        if weights[name] and algorithm.teacher == "renormalized" and algorithm.draft_vocab_size is not None:
+            what = f"`algorithm.loss.{name}` needs the verifier's own probabilities, and `algorithm.teacher` is renormalized"
+            yield Finding((*here, "loss", name), what, "set `algorithm.teacher` to unrenormalized")
+    norms = algorithm.normalization
+    if norms.before_fc and norms.per_aux_layer:
+        what = "`before_fc` and `per_aux_layer` are two ways to norm the same states"
+        yield Finding((*here, "normalization"), what, "set one of them to false")
+
+
+def _evaluation(recipe: Recipe) -> Iterator[Finding]:
+    acceptance, benchmark = recipe.eval.acceptance, recipe.eval.benchmark
+    if acceptance is not None:
+        known = suites()
+        for number, suite in enumerate(acceptance.suites):
+            if suite not in known:
+                near = get_close_matches(suite, known, n=1)
+                hint = (f"did you mean `{near[0]}`? " if near else "") + f"allowed: {', '.join(known)}"
+                yield Finding(("eval", "acceptance", "suites", number), f"there is no suite '{suite}'", hint)
+    if benchmark is not None and benchmark.profile.type == "synchronous" and benchmark.profile.levels != (1,):
+        what = "a synchronous benchmark has one stream, and `levels` says otherwise"
+        yield Finding(("eval", "benchmark", "profile", "levels"), what, "write levels: [1], or type: concurrent")
+    measured = {
+        "acceptance": set(acceptance.suites) if acceptance else set(),
+        "benchmark": {variant.name for variant in benchmark.variants} if benchmark else set(),
+    }
+    for number, text in enumerate(recipe.eval.gates):
+        yield from _gate(text, ("eval", "gates", number), measured)
+
+
+def _gate(text: str, here: Path_, measured: dict[str, set[str]]) -> Iterator[Finding]:
+    try:
+        gate = parse_gate(text)
+    except ValueError as error:
+        hint = "such as acceptance.holdout.acceptance_length >= 1.35"
+        yield Finding(here, f"no gate: {error}", hint)
+        return
+    for name in gate.names:
+        section, _, rest = name.partition(".")
+        which = rest.partition(".")[0]
+        if section in measured and which not in measured[section]:
+            has = ", ".join(sorted(measured[section])) or "nothing"
+            yield Finding(
+                here, f"the gate asks for {name}, which this recipe does not measure", f"{section} has: {has}"
+            )
+
+
+def _with_facts(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    algorithm, verifier = recipe.algorithm, recipe.verifier.model or "the random verifier"
+    layers = algorithm.aux_layers
+    if layers == "auto":
+        if facts.layers < _FEWEST_LAYERS_FOR_AUTO:
+            what = f"`algorithm.aux_layers` is auto, but {verifier} has only {facts.layers} layers"
+            yield Finding(("algorithm", "aux_layers"), what, f"name them, 0 to {facts.layers}")
+    else:
+        for number, layer in enumerate(layers):
+            if layer > facts.layers:
+                what = (
+                    f"`algorithm.aux_layers[{number}]` is {layer}, "
+                    f"but {verifier} has {facts.layers} layers (0..{facts.layers})"
+                )
+                yield Finding(("algorithm", "aux_layers", number), what)
+    size = algorithm.draft_vocab_size
+    if size is not None and size > facts.vocab_size:
+        what = f"`algorithm.draft_vocab_size` is {size}, but {verifier} has {facts.vocab_size} tokens"
+        yield Finding(("algorithm", "draft_vocab_size"), what, "null takes the verifier's whole vocabulary")
+    longest = facts.max_position_embeddings
+    if recipe.data.max_length > longest:
+        what = f"`data.max_length` is {recipe.data.max_length}, but {verifier} reads at most {longest} tokens"
+        yield Finding(("data", "max_length"), what)
+    acceptance, benchmark = recipe.eval.acceptance, recipe.eval.benchmark
+    if acceptance is not None and acceptance.max_new_tokens >= longest:
+        what = (
+            f"`eval.acceptance.max_new_tokens` is {acceptance.max_new_tokens}, but {verifier} reads at most {longest}"
+        )
+        yield Finding(("eval", "acceptance", "max_new_tokens"), what)
+    if benchmark is not None and benchmark.max_tokens >= longest:
+        what = f"`eval.benchmark.max_tokens` is {benchmark.max_tokens}, but {verifier} reads at most {longest}"
+        yield Finding(("eval", "benchmark", "max_tokens"), what)
