@@ -115,7 +115,7 @@ def make_plan(assembly: Assembly, store: Store, selection: Selection | None = No
         if artifact is None:
             return why_missing(hashed[step.name], store.history(step.name), assembly.name)
         stale = made_from(artifact, instances)
-        return Why(Reason.INPUT_REBUILT, f"input {stale} was rebuilt") if stale else None
+        return Why(Reason.INPUT_REBUILT, f"{stale} was rebuilt") if stale else None
 
     why = _must_run(order, wanted.targets, judge)
     if wanted.closed and (lacking := [step.name for step in order if step.name in why and step.name not in wanted.all]):
@@ -286,7 +286,7 @@ def _must_run(order: tuple[Step, ...], targets: frozenset[str], judge: Callable[
         for name in (step.name for step in order if step.name in needed and step.name not in why):
             again = [source for source in _ancestors(name, by_name) if source in why]
             if again:
-                why[name] = Why(Reason.INPUT_REBUILT, f"input {again[0]} is made again")
+                why[name] = Why(Reason.INPUT_REBUILT, f"{again[0]} is made again")
                 queue.extend(by_name[name].inputs)
     return why
 

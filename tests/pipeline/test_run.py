@@ -113,13 +113,13 @@ def test_a_forced_step_runs_again_and_so_does_what_was_made_from_it(toy):
 def test_what_was_made_from_a_rebuilt_input_with_other_bytes_runs_again(toy, monkeypatch, toy_graph):
     toy.run()
     plan = toy.plan(force=("shards",))
-    assert plan["total"].why.text == "input shards is made again"
+    assert plan["total"].why.text == "shards is made again"
     (numbers,) = toy.store.history("shards")
     fake = json.loads((numbers.path / "artifact.json").read_text())
     fake["instance"] = "0" * 32  # as if a step that is not deterministic had run again
     (numbers.path / "artifact.json").chmod(0o644)
     (numbers.path / "artifact.json").write_text(json.dumps(fake))
-    assert toy.plan()["total"].why.text == "input shards was rebuilt"
+    assert toy.plan()["total"].why.text == "shards was rebuilt"
     run = toy.run()
     assert run.did["shards"] == "step_cached"
     assert run.did["total"] == "step_finished"
