@@ -107,13 +107,13 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 def conversation(row: Mapping[str, Any], *, source: str, holdout: float, where: str = "") -> Conversation | None:
     """A row in the normal form; None when it holds no user's turn.
 
-    A row without an id gets one from source and content; without a split, it goes to the holdout by a hash of its id,
+    A row without an id gets one from its content; without a split, it goes to the holdout by a hash of its id,
     with probability `holdout`. Raises UsageError when no known columns are there, naming the row by `where`.
     """
     messages = _merge_roles(_messages(row, where or source))
     if not any(message.role == "user" and message.content.strip() for message in messages):
         return None
-    identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(source, messages)
+    identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(messages)
     return Conversation(
         id=identity,
         messages=messages,
@@ -123,9 +123,9 @@ def conversation(row: Mapping[str, Any], *, source: str, holdout: float, where: 
     )
 
 
-def identify(source: str, messages: Sequence[Message]) -> str:
-    """A stable id: 16 hexadecimal digits of the sha256 over source and content."""
-    content = json.dumps([source, [[message.role, message.content] for message in messages]], ensure_ascii=False)
+def identify(messages: Sequence[Message]) -> str:
+    """A stable id: 16 hexadecimal digits of the sha256 over roles and content, wherever they were read."""
+    content = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -152,7 +152,7 @@ def without_repeats(conversations: Iterable[Conversation]) -> list[Conversation]
         if item.split == "train" and normalized(item.prompt) in held_out:
             continue
         if item.id in kept and kept[item.id].messages != item.messages:
-            item = replace(item, id=identify(f"{item.source}/{item.id}", item.messages))
+            item = replace(item, id=f"{item.id}-{identify(item.messages)}")
         kept.setdefault(item.id, item)
     return list(kept.values())
 

@@ -110,7 +110,7 @@ def _synthesized(
     found = []
     for draw in kept:
         messages = (Message("user", draw.text.strip()),)
-        identity = identify("magpie", messages)
+        identity = identify(messages)
         split = assign_split(identity, context.config.data.holdout)
         found.append(Conversation(identity, messages, split, "magpie", "magpie"))
     return found

@@ -84,7 +84,7 @@ def test_a_rows_own_id_category_and_split_win():
 
 def test_ids_are_stable_and_differ_by_content():
     one, same, other = read({"prompt": "Why?"}), read({"prompt": "Why?"}), read({"prompt": "How?"})
-    assert one.id == same.id == "4667daa40b6324b0"
+    assert one.id == same.id == "d60ffbcae18616ca"
     assert other.id != one.id
 
 

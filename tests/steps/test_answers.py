@@ -126,8 +126,10 @@ def test_keeping_the_datas_own_answers_takes_the_step_out_of_the_graph():
     assert answers.steps(SimpleNamespace(data=SimpleNamespace(regenerate=None))) == ()
 
 
-def test_the_estimate_grows_with_prompts_and_speed(make_recipe, as_view):
+def test_the_estimate_grows_with_prompts_and_weights(make_recipe, as_view):
     config = as_view(STEP, make_recipe())
-    known = STEP.estimate(Scope(config=config, facts={"prompts": 100.0, "generated_tokens_per_second": 400.0}))
-    assert known.seconds == pytest.approx(100 * 24 / 400)
+    one = STEP.estimate(Scope(config=config, facts={"prompts": 100.0, "weight_bytes": 4e8}))
+    more = STEP.estimate(Scope(config=config, facts={"prompts": 200.0, "weight_bytes": 8e8}))
+    assert more.seconds == pytest.approx(4 * one.seconds)
+    assert more.disk == 2 * one.disk
     assert STEP.estimate(Scope(config=config)).seconds is None
