@@ -28,13 +28,14 @@ class VerifierName:
 
 
 def speculators_config(
-    draft: Mapping[str, Any], verifier: VerifierName, speculative_tokens: int, dtype: str, algorithm: str = "eagle3"
+    draft: Mapping[str, Any], verifier: VerifierName, speculative_tokens: int, dtype: str
 ) -> dict[str, Any]:
     """The whole `config.json` for a draft's own part of it (`draft`), with every key written out.
 
     An absent key means different things to different readers, so none is left to them. Keys of `draft` that are not
     known here are kept.
     """
+    algorithm = str(draft.get("speculators_model_type", "eagle3"))
     whole = completed(draft)
     layer = {**draft["transformer_layer_config"]}
     layer.setdefault("head_dim", whole["transformer_layer_config"].get("head_dim"))

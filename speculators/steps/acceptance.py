@@ -1,0 +1,181 @@
+"""How many tokens a verifier pass commits with this draft: really drafting and verifying, suite by suite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speculators.pipeline.step import Context, Estimate, Scope, Step
+
+if TYPE_CHECKING:
+    from speculators.data.conversations import Conversation
+    from speculators.evaluation.acceptance import Answer, Difference
+    from speculators.recipe.shapes.recipe import Recipe
+    from speculators.verifiers.tokenizer import ChatTokenizer
+
+SAMPLES = 6
+"""Answers kept as text for the report, from the first greedy measurement (or the first of all)."""
+_PARTS = "parts"
+
+
+def run(context: Context) -> None:
+    """Write acceptance.json. Each suite at each temperature is kept once measured, for another attempt after a kill."""
+    from speculators.evaluation.suites import suite
+
+    asked = context.config.eval.acceptance
+    parts = context.output / _PARTS
+    parts.mkdir(exist_ok=True)
+    todo = [(name, temperature) for name in asked.suites for temperature in asked.temperature]
+    measuring = None
+    for name, temperature in todo:
+        part = parts / f"{name}-{temperature_key(temperature)}.json"
+        if not part.is_file():
+            measuring = measuring or _Measuring(context)
+            measured = measuring.measure(suite(name, context.inputs["prompts"], asked.prompts), name, temperature)
+            written = part.with_suffix(".writing")
+            written.write_text(json.dumps(measured), encoding="utf-8")
+            written.replace(part)
+    _join(context.output, parts, todo)
+
+
+def temperature_key(temperature: float) -> str:
+    """`T0.0`, `T1.0`: how a temperature is named in acceptance.json."""
+    return f"T{float(temperature)}"
+
+
+class _Measuring:
+    """The models, loaded once for all measurements that are still to do."""
+
+    def __init__(self, context: Context) -> None:
+        import torch
+
+        from speculators.algorithms.eagle3.proposal import Eagle3Proposal
+        from speculators.checkpoints.load import load_eagle3
+        from speculators.engines.transformers import VerifierModel
+        from speculators.verifiers.facts import VerifierFacts
+        from speculators.verifiers.source import verifier_directory
+        from speculators.verifiers.tokenizer import ChatTokenizer
+
+        self.context, engine = context, context.config.verifier.engine
+        directory = verifier_directory(context.inputs["verifier"])
+        self.tokenizer: ChatTokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
+        self.longest = VerifierFacts.from_directory(directory).max_position_embeddings
+        network = load_eagle3(context.inputs["checkpoint"])
+        self.verifier = VerifierModel.load(
+            directory,
+            context.config.verifier.dtype,
+            engine.device,
+            threads=engine.threads,
+            aux_layers=network.config.aux_layers,
+            trust_remote_code=context.trust_remote_code,
+        )
+        # The draft's products are float32 on a CPU, so that what is measured is what training foresaw.
+        on_cpu = self.verifier.device.type == "cpu"
+        self.proposal = Eagle3Proposal(
+            network.to(self.verifier.device, torch.float32 if on_cpu else self.verifier.dtype)
+        )
+
+    def measure(self, prompts: list[Conversation], name: str, temperature: float) -> dict[str, Any]:
+        """Figures and samples of one suite at one temperature."""
+        from speculators.evaluation.acceptance import Settings, check_lossless, measure
+
+        asked, report = self.context.config.eval.acceptance, self.context.report
+        rendered = [
+            (prompt, self.tokenizer.render(prompt.to_json()["messages"], add_generation_prompt=True))
+            for prompt in prompts
+        ]
+        fitting = [one for one in rendered if len(one[1]) + asked.max_new_tokens <= self.longest]
+        if len(fitting) < len(rendered):
+            report.message(f"{name}: left out {len(rendered) - len(fitting)} prompts too long for the verifier")
+        ids = [prompt_ids for _, prompt_ids in fitting]
+        settings = Settings(
+            temperature=temperature,
+            speculative_tokens=asked.speculative_tokens,
+            max_new_tokens=asked.max_new_tokens,
+            concurrency=asked.concurrency,
+            stop_ids=frozenset(self.tokenizer.stop_ids),
+            seed=self.context.config.seed,
+        )
+
+        def tell(finished: int) -> None:
+            report.progress(finished, len(ids), "prompts")
+
+        figures, answers = measure(self.verifier, self.proposal, ids, settings, tell)
+        if temperature == 0:
+            lossless, differences = check_lossless(self.verifier, ids, answers, settings)
+            figures |= lossless | {"differences": [_told(one, fitting[one.prompt][0].id) for one in differences]}
+        length = figures["acceptance_length"]
+        report.message(
+            f"{name} at temperature {temperature:g}: acceptance length "
+            + ("unknown, no round was made" if length is None else f"{length:.3f} over {figures['rounds']} rounds")
+        )
+        return {"figures": figures, "samples": self._samples([prompt for prompt, _ in fitting], answers)}
+
+    def _samples(self, prompts: list[Conversation], answers: list[Answer]) -> list[dict[str, Any]]:
+        from speculators.evaluation.samples import sample, spread
+
+        chosen = spread(len(prompts), SAMPLES)
+        return [
+            {
+                "id": prompts[i].id,
+                "category": prompts[i].category,
+                **sample(prompts[i].messages[-1].content, answers[i], self.tokenizer.decode),
+            }
+            for i in chosen
+        ]
+
+
+def _told(difference: Difference, prompt_id: str) -> dict[str, Any]:
+    return {
+        "prompt": prompt_id,
+        "token": difference.token,
+        "with_draft": difference.with_draft,
+        "without": difference.without,
+        "logit_gap": difference.gap,
+    }
+
+
+def _join(output: Path, parts: Path, todo: list[tuple[str, float]]) -> None:
+    suites: dict[str, dict[str, Any]] = {}
+    samples: list[dict[str, Any]] = []
+    first = min(todo, key=lambda one: one[1] != 0, default=None)
+    for name, temperature in todo:
+        part = json.loads((parts / f"{name}-{temperature_key(temperature)}.json").read_text(encoding="utf-8"))
+        suites.setdefault(name, {})[temperature_key(temperature)] = part["figures"]
+        if (name, temperature) == first:
+            samples = part["samples"]
+    whole = json.dumps({"suites": suites, "samples": samples}, indent=2, ensure_ascii=False)
+    (output / "acceptance.json").write_text(whole + "\n", encoding="utf-8")
+    for file in parts.iterdir():
+        file.unlink()
+    parts.rmdir()
+
+
+def estimate(scope: Scope) -> Estimate:
+    """A megabyte of figures and samples; time from how fast the verifier wrote before."""
+    asked, rate = scope.config.eval.acceptance, scope.facts.get("generated_tokens_per_second")
+    prompts = asked.prompts or scope.facts.get("prompts")
+    memory = scope.facts.get("weight_bytes")
+    tokens = None if prompts is None else prompts * asked.max_new_tokens * (len(asked.temperature) + 1)
+    return Estimate(
+        disk=1 << 20,
+        memory=None if memory is None else int(2 * memory),
+        seconds=tokens / rate if tokens and rate else None,
+    )
+
+
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """No step when the recipe asks for no acceptance."""
+    if recipe.eval.acceptance is None:
+        return ()
+    return (
+        Step(
+            "acceptance",
+            version=1,
+            reads=("eval.acceptance", "verifier.dtype", "verifier.engine", "seed"),
+            inputs=("verifier", "prompts", "checkpoint"),
+            run=run,
+            estimate=estimate,
+        ),
+    )
