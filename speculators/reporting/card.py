@@ -18,7 +18,7 @@ def model_card(
     """The text of `README.md` for a checkpoint in the speculators format.
 
     `config` is the checkpoint's `config.json`; `training` the train step's `result.json`, empty when the draft was not
-    trained here; `recipe` the text of the resolved recipe.
+    trained here; `recipe` the text of the resolved recipe, empty when the checkpoint's folder does not hold it.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

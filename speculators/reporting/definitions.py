@@ -54,12 +54,13 @@ def tables(results: Mapping[str, Any]) -> tuple[Table, ...]:
 
 ACCEPTANCE = (
     ("acceptance_length", "Acceptance length", "Tokens committed per pass of the verifier, its own token included.", 3),
-    ("rounds", "Rounds", "Passes of the verifier that checked a draft.", 0),
+    ("rounds", "Rounds", "Passes of the verifier over a running answer; the one that reads the prompt is none.", 0),
     ("tokens", "Tokens", "Tokens committed in those rounds.", 0),
     ("prompts", "Prompts", "Prompts answered; held-out ones were never seen in training.", 0),
     ("speculative_tokens", "Draft length", "Tokens drafted in each round.", 0),
     ("tokens_per_second", "Tokens/s", "Committed per second of wall time in this measurement.", 1),
-    ("lossless", "Lossless", "The answers equal those of plain greedy decoding, token for token.", 0),
+    ("lossless", "Lossless", "All answers equal those of plain greedy decoding, token for token.", 0),
+    ("equal_prompts", "Equal answers", "Answers equal to those of plain greedy decoding, token for token.", 0),
 )
 
 

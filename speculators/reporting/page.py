@@ -152,6 +152,8 @@ def cards(results: Mapping[str, Any]) -> list[Card]:
             how[0] = f"{figures['prompts']} held-out prompts"
         if figures.get("lossless") is True:
             how.append("lossless")
+        elif figures.get("equal_prompts") is not None:
+            how.append(f"{figures['equal_prompts']} answers equal to plain greedy decoding")
         found.append(Card("Acceptance length", f"{figures['acceptance_length']:.2f}", ", ".join(how)))
     benchmark = results["benchmark"]
     if results["speedup"] is not None:
@@ -179,9 +181,15 @@ def samples(run: RunFolder) -> list[Sample]:
             # Marks of neighbours touch; the space before the first of them stays unmarked.
             bare = text if accepted and pieces and pieces[-1][2] else text.lstrip() or text
             pieces.append((text.removesuffix(bare), bare, accepted))
-        own = sum(not accepted for _, _, accepted in pieces)
-        found.append(Sample(str(sample.get("prompt", "")), tuple(pieces), len(pieces) / own if own else None))
+        found.append(Sample(str(sample.get("prompt", "")), tuple(pieces), _length([one for _, _, one in pieces])))
     return found
+
+
+def _length(accepted: Sequence[bool]) -> float | None:
+    """Tokens per round: the first token comes from reading the prompt, and every round but a last one cut short ends
+    with a token of the verifier's own."""
+    rounds = sum(not one for one in accepted[1:]) + (1 if accepted[1:] and accepted[-1] else 0)
+    return (len(accepted) - 1) / rounds if rounds else None
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:

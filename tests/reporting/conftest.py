@@ -120,6 +120,7 @@ ACCEPTANCE = {
         "speculative_tokens": 3,
         "tokens_per_second": 47.9,
         "lossless": True,
+        "equal_prompts": 64,
     },
     "T1.0": {
         "acceptance_length": 1.4171,

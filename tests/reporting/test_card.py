@@ -45,11 +45,18 @@ def test_a_verifier_that_is_no_hub_id_is_not_claimed_to_be_one():
 
 def test_the_card_tells_how_to_serve_and_to_make_it_again():
     text = card(recipe="recipe: 1\nname: quickstart\n")
-    for line in ("vllm serve .", "speculators serve .", f"pip install speculators=={__version__}"):
+    for line in ("vllm serve .", "speculators serve .", "speculators run recipe.yaml"):
         assert f"\n{line}\n" in text
-    assert "speculators run recipe.yaml" in text
+    assert f"speculators {__version__}" in text
     assert "```yaml\nrecipe: 1\nname: quickstart\n```" in text
     assert "8\u202f192 of the verifier's 49\u202f152 tokens" in text
+
+
+def test_without_a_recipe_beside_it_the_card_leads_to_the_run():
+    text = card(recipe="")
+    assert "recipe.yaml` in this folder" not in text
+    assert "speculators run recipe.resolved.yaml" in text
+    assert "<details>" not in text
 
 
 def test_the_walk_estimate_is_called_an_estimate():

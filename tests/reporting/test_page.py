@@ -1,5 +1,6 @@
 """The report page: complete without asking anybody, safe against any text, honest about what is missing."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -217,3 +218,21 @@ def test_positions_no_round_came_to_are_dashes(make_run):
 def test_a_diverged_training_still_has_curves():
     found = curves([{"at": 1, "loss": 3.0}, {"at": 2, "loss": float("nan")}, {"at": 3, "loss": None}])
     assert found.loss == [(1.0, 3.0)]
+
+
+def test_unequal_answers_are_not_called_lossless(make_run):
+    results = collect(make_run())
+    assert cards(results)[0].note == "64 held-out prompts, temperature 0, lossless"
+    results["acceptance"]["holdout"] |= {"lossless": False, "equal_prompts": 63}
+    assert cards(results)[0].note.endswith("temperature 0, 63 answers equal to plain greedy decoding")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "length"),
+    [([False], None), ([False, True, True, False, False], 2.0), ([False, True, False, True], 1.5), ([], None)],
+)
+def test_a_sample_s_length_counts_rounds_as_the_measurement_does(make_run, accepted, length):
+    run = make_run()
+    pieces = [{"text": "a", "accepted": one} for one in accepted]
+    (run / "steps/acceptance/acceptance.json").write_text(json.dumps({"samples": [{"prompt": "p", "pieces": pieces}]}))
+    assert samples(RunFolder.open(run))[0].length == length
