@@ -32,7 +32,7 @@ class Composed:
 
 
 def compose(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ()) -> Composed:
-    """Read a recipe and merge everything that belongs to it; raises RecipeError, UsageError for files that are not there."""
+    """Read a recipe and merge everything that belongs to it; raises RecipeError, or UsageError for a missing file."""
     found: dict[Path, Node] = {}
     text = _gather(path, found, ())
     root = found[path.resolve()]

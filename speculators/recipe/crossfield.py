@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
-from speculators.errors import Place, Problem
+from speculators.errors import Place, Problem, RecipeError
 from speculators.recipe.gates import parse_gate
-from speculators.recipe.locate import Origins
+from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
 from speculators.recipe.shapes.data import Source
 from speculators.recipe.shapes.eagle3 import LossWeights
@@ -41,15 +41,22 @@ class Finding:
     hint: str = ""
 
 
-def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
-    """What is wrong between a recipe and the verifier it names, ordered by place.
+def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> None:
+    """Check a recipe against the verifier it names; raises RecipeError with every problem, ordered by place.
 
     Without `origins` (`Loaded.origins`) problems have no place but the recipe's name.
     """
+    found = problems(recipe, facts, origins)
+    if found:
+        raise RecipeError(found)
+
+
+def problems(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
+    """What `check` would complain of."""
     found = _with_facts(recipe, facts)
     if origins is None:
         return tuple(Problem(Place(recipe.name, 1, 1), item.what, item.hint) for item in found)
-    return tuple(sorted(origins.problem(item.path, item.what, item.hint) for item in found))
+    return in_order(origins.problem(item.path, item.what, item.hint) for item in found)
 
 
 def findings(recipe: Recipe, *, trust_remote_code: bool | None = None) -> list[Finding]:
@@ -179,7 +186,7 @@ def _algorithm(recipe: Recipe) -> Iterator[Finding]:
         yield Finding((*here, "loss"), what, "such as loss: {kl: 1.0}")
     for name in ("tv", "nla", "lk"):
         if weights[name] and algorithm.teacher == "renormalized" and algorithm.draft_vocab_size is not None:
-            what = f"`algorithm.loss.{name}` needs the verifier's own probabilities, and `algorithm.teacher` is renormalized"
+            what = f"`algorithm.loss.{name}` needs the verifier's own probabilities, but the teacher is renormalized"
             yield Finding((*here, "loss", name), what, "set `algorithm.teacher` to unrenormalized")
     norms = algorithm.normalization
     if norms.before_fc and norms.per_aux_layer:
@@ -199,7 +206,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Finding]:
     if benchmark is not None and benchmark.profile.type == "synchronous" and benchmark.profile.levels != (1,):
         what = "a synchronous benchmark has one stream, and `levels` says otherwise"
         yield Finding(("eval", "benchmark", "profile", "levels"), what, "write levels: [1], or type: concurrent")
-    measured = {
+    measured: dict[str, set[str]] = {
         "acceptance": set(acceptance.suites) if acceptance else set(),
         "benchmark": {variant.name for variant in benchmark.variants} if benchmark else set(),
     }

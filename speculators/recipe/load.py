@@ -12,8 +12,8 @@ import msgspec
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.compose import Composed, compose, find_recipe, find_shipped
 from speculators.recipe.crossfield import findings
-from speculators.recipe.locate import Origins
-from speculators.recipe.nodes import Node, plain, walk
+from speculators.recipe.locate import Origins, in_order
+from speculators.recipe.nodes import Node, dotted, plain, walk
 from speculators.recipe.problems import problems
 from speculators.recipe.schema import fields_at, fill, recipe_schema
 from speculators.recipe.shapes.recipe import Recipe
@@ -59,11 +59,11 @@ def load_recipe(
     if not found:
         found = _resolve_paths(data, composed.root)
     if found:
-        raise RecipeError(tuple(sorted(found)))
+        raise RecipeError(in_order(found))
     recipe = recipe_of(data)
     wrong = findings(recipe, trust_remote_code=trust_remote_code)
     if wrong:
-        raise RecipeError(tuple(sorted(origins.problem(item.path, item.what, item.hint) for item in wrong)))
+        raise RecipeError(in_order(origins.problem(item.path, item.what, item.hint) for item in wrong))
     return _loaded(recipe, data, origins, composed, path)
 
 
@@ -88,7 +88,7 @@ def _resolve_paths(data: dict[str, Any], root: Node) -> list[Problem]:
     for path, node in walk(root):
         if not isinstance(node.value, str) or not path:
             continue
-        rule = next((field.schema.get("x-path") for field in fields_at(_dotted(path))), None)
+        rule = next((field.schema.get("x-path") for field in fields_at(dotted(path))), None)
         if rule is None or (rule == "dotted" and not _is_path(node.value)):
             continue
         file = node.text.folder / Path(node.value).expanduser()
@@ -109,9 +109,3 @@ def _put(data: Any, path: Sequence[str | int], value: str) -> None:
     for part in path[:-1]:
         data = data[part]
     data[path[-1]] = value
-
-
-def _dotted(path: Sequence[str | int]) -> str:
-    from speculators.recipe.nodes import dotted
-
-    return dotted(tuple(path))

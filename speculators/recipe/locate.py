@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from speculators.errors import Place, Problem
@@ -16,6 +17,11 @@ def parts(path: str) -> Path_:
     return tuple(int(number) if number else word for word, number in _PART.findall(path))
 
 
+def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Problems by place, each said once."""
+    return tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.place, problem.what)))
+
+
 @dataclass(frozen=True)
 class Origins:
     """The merged tree with its places; `text` is the recipe that was asked for."""
@@ -25,16 +31,16 @@ class Origins:
 
     def find(self, path: Path_) -> Node | None:
         """What was written at exactly this path."""
-        node: Node | None = self.root
+        node = self.root
         for part in path:
+            below: Node | None = None
             if isinstance(node.value, dict) and isinstance(part, str):
-                node = node.value.get(part)
+                below = node.value.get(part)
             elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-            else:
+                below = node.value[part]
+            if below is None:
                 return None
-            if node is None:
-                return None
+            node = below
         return node
 
     def problem(self, path: Path_, what: str, hint: str = "") -> Problem:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from speculators.errors import Place, Problem
 
-Value: TypeAlias = "None | bool | int | float | str | dict[str, Node] | list[Node]"
+Value: TypeAlias = "bool | int | float | str | dict[str, Node] | list[Node] | None"
 Path_: TypeAlias = "tuple[str | int, ...]"
 """A path of the recipe: keys and list positions from the root."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speculators.errors import Problem
 from speculators.recipe.locate import Origins
 from speculators.recipe.nodes import Path_, dotted
-from speculators.recipe.schema import Field, fields, generic
+from speculators.recipe.schema import Field, fields, fields_at, generic
 from speculators.recipe.vocabulary import BOOLEANS, KEYS, VALUES
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def problems(errors: Iterable[ValidationError], origins: Origins) -> list[Proble
 
 def _problems(error: ValidationError, origins: Origins) -> Iterator[Problem]:
     path: Path_ = tuple(error.absolute_path)
-    rule, limit, value = str(error.validator), error.validator_value, error.instance
+    rule, value, limit = str(error.validator), _any(error.instance), _any(error.validator_value)
     schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
     name = f"`{dotted(path)}`" if path else "the recipe"
     if rule == "additionalProperties":
@@ -46,7 +46,7 @@ def _problems(error: ValidationError, origins: Origins) -> Iterator[Problem]:
         for key in limit:
             if key not in value:
                 here = (*path, key)
-                found = next(iter(_at(here)), None)
+                found = next(iter(fields_at(dotted(here))), None)
                 yield origins.problem(path, f"`{dotted(here)}` is missing", _such_as(key, found))
     elif rule == "type":
         yield origins.problem(
@@ -132,7 +132,8 @@ def _nearest_value(value: object, allowed: Sequence[object]) -> str:
 
 def _retype(path: Path_, error: ValidationError, origins: Origins) -> str:
     """What to write instead of a value of the wrong type, when that can be told."""
-    value, schema = error.instance, error.schema if isinstance(error.schema, Mapping) else {}
+    value = _any(error.instance)
+    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
     types = schema.get("type", [])
     types = [types] if isinstance(types, str) else types
     if isinstance(value, str):
@@ -151,7 +152,8 @@ def _retype(path: Path_, error: ValidationError, origins: Origins) -> str:
     if "string" in types and isinstance(value, int | float) and "pattern" not in schema:
         return "put it in quotes"
     if "object" in types:
-        return f"its keys: {', '.join(dict.fromkeys(field.name for field in fields() if field.section == generic(dotted(path))))}"
+        names = dict.fromkeys(field.name for field in fields() if field.section == generic(dotted(path)))
+        return f"its keys: {', '.join(names)}"
     return ""
 
 
@@ -181,9 +183,8 @@ def _unquote(path: Path_, schema: Mapping[str, Any], origins: Origins) -> str:
     return "write it without quotes" if any(fits.get(name, False) for name in types) else ""
 
 
-def _at(path: Path_) -> list[Field]:
-    wanted = generic(dotted(path))
-    return [field for field in fields() if field.path == wanted]
+def _any(value: object) -> Any:
+    return value
 
 
 def _such_as(key: str, field: Field | None) -> str:

@@ -69,7 +69,7 @@ def allows_null(path: str) -> bool:
     return any(admits(field.schema, None) for field in fields_at(path))
 
 
-def admits(schema: Schema, value: None | str) -> bool:
+def admits(schema: Schema, value: str | None) -> bool:
     """Whether null, or a word, is among the values a property may have."""
     if "enum" in schema:
         return value in schema["enum"]

@@ -1,6 +1,6 @@
 """From YAML text to nodes: the JSON-like core of YAML 1.2 and nothing more, with the place of every key and value.
 
-PyYAML's own loaders follow YAML 1.1, where `1e-4` is text, `no` is false, `1:30` is 90 and a key given twice is silently
+PyYAML's own loaders follow YAML 1.1, where `1e-4` is text, `no` is false, `1:30` is 90 and a key given twice counts as
 the last. Only its parser is used here; events become nodes in one loop, so that neither deep nesting nor aliases that
 multiply can exhaust the stack or the memory.
 """
@@ -27,7 +27,7 @@ _OCTAL = re.compile(r"0o[0-7]+")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_WORDS: dict[str, None | bool] = {
+_WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -115,7 +115,7 @@ class _Open:
     node: Node
     anchor: str | None
     depth: int
-    key: tuple[str, yaml.Mark] | None = None
+    key: tuple[str, int, int] | None = None
     size: int = 1
     height: int = 1
 
@@ -140,7 +140,7 @@ class _Reader:
         if isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
             if self.documents > 1:
-                self.fail(event.start_mark, "a second document begins here", "a recipe is one document; remove `---`")
+                self.fail(event, "a second document begins here", "a recipe is one document; remove `---`")
         elif isinstance(event, yaml.AliasEvent):
             self.alias(event)
         elif isinstance(event, yaml.ScalarEvent):
@@ -153,14 +153,14 @@ class _Reader:
     def begin(self, event: yaml.CollectionStartEvent) -> None:
         self.refuse_tag(event)
         if self.expects_key():
-            self.fail(event.start_mark, f"a key is {'a list' if _is_list(event) else 'a mapping'}", "keys are words")
+            self.fail(event, f"a key is {'a list' if _is_list(event) else 'a mapping'}", "keys are words")
         if len(self.stack) >= DEEPEST:
-            self.fail(event.start_mark, f"nested deeper than {DEEPEST} levels", "no recipe is that deep")
+            self.fail(event, f"nested deeper than {DEEPEST} levels", "no recipe is that deep")
         if event.anchor:
             self.anchors[event.anchor] = None  # open: an alias to it now would be a cycle
         value: Value = [] if _is_list(event) else {}
-        self.stack.append(_Open(self.node(value, event.start_mark), event.anchor, len(self.stack) + 1))
-        self.count(1, event.start_mark)
+        self.stack.append(_Open(self.node(value, event), event.anchor, len(self.stack) + 1))
+        self.count(1, event)
 
     def end(self, event: yaml.CollectionEndEvent) -> None:
         done = self.stack.pop()
@@ -175,39 +175,39 @@ class _Reader:
             self.key(event, is_plain=is_plain)
             return
         value = self.resolve(event) if is_plain else event.value
-        node = replace(self.node(value, event.start_mark), quoted=not is_plain)
+        node = replace(self.node(value, event), quoted=not is_plain)
         if event.anchor:
             self.anchors[event.anchor] = _Anchored(node, 1, 0)
-        self.count(1, event.start_mark)
+        self.count(1, event)
         self.add(node, 1, 0)
 
     def alias(self, event: yaml.AliasEvent) -> None:
         if self.expects_key():
-            self.fail(event.start_mark, "a key is an alias", "keys are words")
+            self.fail(event, "a key is an alias", "keys are words")
         if event.anchor not in self.anchors:
-            self.fail(event.start_mark, f"the alias *{event.anchor} names an anchor that does not exist")
+            self.fail(event, f"the alias *{event.anchor} names an anchor that does not exist")
         found = self.anchors[event.anchor]
         if found is None:
-            self.fail(event.start_mark, f"the alias *{event.anchor} contains itself")
-        self.count(found.size, event.start_mark)
+            self.fail(event, f"the alias *{event.anchor} contains itself")
+        self.count(found.size, event)
         if len(self.stack) + found.height > DEEPEST:
-            self.fail(event.start_mark, f"nested deeper than {DEEPEST} levels", "no recipe is that deep")
-        mark = event.start_mark
-        self.add(replace(found.node, line=mark.line + 1, column=mark.column + 1), found.size, found.height)
+            self.fail(event, f"nested deeper than {DEEPEST} levels", "no recipe is that deep")
+        line, column = _place(event)
+        self.add(replace(found.node, line=line, column=column), found.size, found.height)
 
     def key(self, event: yaml.ScalarEvent, *, is_plain: bool) -> None:
         parent = self.stack[-1]
         key = event.value
         if is_plain and key == "<<":
-            self.fail(event.start_mark, "merge keys (<<) are not read", "use `extends` to build on another file")
+            self.fail(event, "merge keys (<<) are not read", "use `extends` to build on another file")
         if is_plain and not isinstance(self.resolve(event), str):
             what = f"the key {key or 'null'} is {kind(self.resolve(event))}, expected text"
-            self.fail(event.start_mark, what, "put it in quotes" if key else "")
+            self.fail(event, what, "put it in quotes" if key else "")
         entries = parent.node.value
         if isinstance(entries, dict) and key in entries:
             first = entries[key].key_line
-            self.fail(event.start_mark, f"`{key}` is given twice (first on line {first})", "remove one of the two")
-        parent.key = (key, event.start_mark)
+            self.fail(event, f"`{key}` is given twice (first on line {first})", "remove one of the two")
+        parent.key = (key, *_place(event))
 
     def expects_key(self) -> bool:
         return bool(self.stack) and isinstance(self.stack[-1].node.value, dict) and self.stack[-1].key is None
@@ -221,19 +221,19 @@ class _Reader:
         parent.height = max(parent.height, height + 1)
         entries = parent.node.value
         if isinstance(entries, dict) and parent.key is not None:
-            key, mark = parent.key
-            entries[key] = replace(node, key_line=mark.line + 1, key_column=mark.column + 1)
+            key, line, column = parent.key
+            entries[key] = replace(node, key_line=line, key_column=column)
             parent.key = None
         elif isinstance(entries, list):
             entries.append(node)
 
-    def resolve(self, event: yaml.ScalarEvent) -> None | bool | int | float | str:
+    def resolve(self, event: yaml.ScalarEvent) -> bool | int | float | str | None:
         """The core schema of YAML 1.2."""
         written: str = event.value
         if written in _WORDS:
             return _WORDS[written]
         if _NOT_FINITE.fullmatch(written):
-            self.fail(event.start_mark, f"{written} is no finite number")
+            self.fail(event, f"{written} is no finite number")
         number: int | float | None = None
         if _INTEGER.fullmatch(written):
             number = int(written) if len(written) < 30 else math.inf
@@ -244,25 +244,31 @@ class _Reader:
         if number is None:
             return written
         if math.isinf(number) or (isinstance(number, int) and abs(number) > _LARGEST):
-            self.fail(event.start_mark, f"{written[:40]} is too large a number")
+            self.fail(event, f"{written[:40]} is too large a number")
         return number
 
-    def count(self, size: int, mark: yaml.Mark) -> None:
+    def count(self, size: int, event: yaml.Event) -> None:
         self.values += size
         if self.values > MOST_VALUES:
             what = f"more than {MOST_VALUES:,} values, aliases included"
-            self.fail(mark, what, "no recipe is that large; is an alias repeated?")
+            self.fail(event, what, "no recipe is that large; is an alias repeated?")
 
     def refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self.fail(event.start_mark, f"the tag {tag} is not read", "a recipe is plain data; remove the tag")
+            self.fail(event, f"the tag {tag} is not read", "a recipe is plain data; remove the tag")
 
-    def node(self, value: Value, mark: yaml.Mark) -> Node:
-        return Node(value, self.text, mark.line + 1, mark.column + 1)
+    def node(self, value: Value, event: yaml.Event) -> Node:
+        return Node(value, self.text, *_place(event))
 
-    def fail(self, mark: yaml.Mark, what: str, hint: str = "") -> NoReturn:
-        raise RecipeError((self.text.problem(mark.line + 1, mark.column + 1, what, hint),))
+    def fail(self, event: yaml.Event, what: str, hint: str = "") -> NoReturn:
+        raise RecipeError((self.text.problem(*_place(event), what, hint),))
+
+
+def _place(event: yaml.Event) -> tuple[int, int]:
+    """Line and column, from 1; only events made by hand have none."""
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def _is_list(event: yaml.Event) -> bool:

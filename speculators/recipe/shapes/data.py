@@ -7,7 +7,7 @@ from typing import Literal
 from speculators.recipe.shapes.common import Dtype, Shape
 
 
-class Source(Shape):
+class Source(Shape, frozen=True):
     """One source of prompts: a `file`, a hub `dataset`, or `synthesize`; exactly one of the three is set."""
 
     file: str | None
@@ -22,7 +22,7 @@ class Source(Shape):
     max_new_tokens: int
 
 
-class Regenerate(Shape):
+class Regenerate(Shape, frozen=True):
     """How the verifier answers the prompts in its own words."""
 
     max_new_tokens: int
@@ -33,7 +33,7 @@ class Regenerate(Shape):
     dtype: Dtype | Literal["verifier"]
 
 
-class HiddenStates(Shape):
+class HiddenStates(Shape, frozen=True):
     """How the verifier's states are stored, and in what precision its matrix products are taken."""
 
     dtype: Dtype
@@ -41,7 +41,7 @@ class HiddenStates(Shape):
     keep: Literal["forever", "until_trained"]
 
 
-class Data(Shape):
+class Data(Shape, frozen=True):
     """Sources, answers, masks and hidden states."""
 
     sources: tuple[Source, ...]

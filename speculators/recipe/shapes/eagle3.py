@@ -7,14 +7,14 @@ from typing import Literal
 from speculators.recipe.shapes.common import Shape
 
 
-class TrainingTimeTest(Shape):
+class TrainingTimeTest(Shape, frozen=True):
     """How many draft steps are unrolled in training, and the weight `decay ** step` of each."""
 
     steps: int
     decay: float
 
 
-class Normalization(Shape):
+class Normalization(Shape, frozen=True):
     """Which norms the draft has; see the algorithm's page for the formulas."""
 
     before_residual: bool
@@ -23,7 +23,7 @@ class Normalization(Shape):
     output: bool
 
 
-class LossWeights(Shape):
+class LossWeights(Shape, frozen=True):
     """The weight of every named loss in the mix; zero leaves it out."""
 
     kl: float
@@ -35,7 +35,7 @@ class LossWeights(Shape):
     lk: float
 
 
-class Eagle3(Shape, tag="eagle3", tag_field="type"):
+class Eagle3(Shape, frozen=True, tag="eagle3", tag_field="type"):
     """An EAGLE-3 draft: its shape and its objective."""
 
     layers: int

@@ -7,7 +7,7 @@ from typing import Literal
 from speculators.recipe.shapes.common import Shape
 
 
-class Acceptance(Shape):
+class Acceptance(Shape, frozen=True):
     """Real drafting and verifying on every prompt of the suites.
 
     A suite is `holdout` (the run's held-out prompts) or the name of a shipped suite.
@@ -21,20 +21,20 @@ class Acceptance(Shape):
     concurrency: int
 
 
-class Profile(Shape):
+class Profile(Shape, frozen=True):
     """A GuideLLM load profile; `levels` are the numbers of concurrent streams."""
 
     type: Literal["synchronous", "concurrent", "throughput"]
     levels: tuple[int, ...]
 
 
-class Variant(Shape):
+class Variant(Shape, frozen=True):
     """What is served: the verifier alone (`dense`) or with the draft (`speculator`)."""
 
     name: Literal["dense", "speculator"]
 
 
-class Benchmark(Shape):
+class Benchmark(Shape, frozen=True):
     """A GuideLLM run against the served model, once per variant."""
 
     profile: Profile
@@ -43,7 +43,7 @@ class Benchmark(Shape):
     variants: tuple[Variant, ...]
 
 
-class Eval(Shape):
+class Eval(Shape, frozen=True):
     """Acceptance, benchmark and the gates on their figures."""
 
     acceptance: Acceptance | None

@@ -12,13 +12,13 @@ from speculators.recipe.shapes.verifier import Verifier
 Algorithm = Eagle3
 
 
-class Convert(Shape):
+class Convert(Shape, frozen=True):
     """The checkpoint that is written."""
 
     dtype: Dtype
 
 
-class Recipe(Shape):
+class Recipe(Shape, frozen=True):
     """One recipe, composed, filled with defaults and validated."""
 
     recipe: int

@@ -7,7 +7,7 @@ from typing import Literal
 from speculators.recipe.shapes.common import Shape
 
 
-class AdamW(Shape, tag="adamw", tag_field="type"):
+class AdamW(Shape, frozen=True, tag="adamw", tag_field="type"):
     """AdamW for every parameter."""
 
     learning_rate: float
@@ -16,7 +16,7 @@ class AdamW(Shape, tag="adamw", tag_field="type"):
     epsilon: float
 
 
-class Muon(Shape, tag="muon", tag_field="type"):
+class Muon(Shape, frozen=True, tag="muon", tag_field="type"):
     """Muon for the hidden matrices; AdamW with `adamw_learning_rate` for norms, embeddings and heads."""
 
     learning_rate: float
@@ -25,7 +25,7 @@ class Muon(Shape, tag="muon", tag_field="type"):
     momentum: float
 
 
-class Schedule(Shape):
+class Schedule(Shape, frozen=True):
     """The learning rate over time; `warmup` is a share of all optimizer steps."""
 
     type: Literal["cosine", "linear", "constant"]
@@ -33,21 +33,21 @@ class Schedule(Shape):
     final: float
 
 
-class Validation(Shape):
+class Validation(Shape, frozen=True):
     """How often the held-out documents are evaluated, in optimizer steps; null: at the end of each epoch."""
 
     every: int | None
     documents: int | None
 
 
-class TrainingCheckpoints(Shape):
+class TrainingCheckpoints(Shape, frozen=True):
     """How often training saves its whole state, and how many are kept (operational)."""
 
     every: int
     keep: int
 
 
-class Train(Shape):
+class Train(Shape, frozen=True):
     """Optimizer, schedule, precision, validation."""
 
     epochs: int

@@ -7,7 +7,7 @@ from typing import Literal
 from speculators.recipe.shapes.common import Dtype, Shape
 
 
-class RandomVerifier(Shape):
+class RandomVerifier(Shape, frozen=True):
     """A Llama of seeded random weights with a byte-level tokenizer: no download, for tests."""
 
     layers: int
@@ -19,7 +19,7 @@ class RandomVerifier(Shape):
     seed: int
 
 
-class TransformersEngine(Shape, tag="transformers", tag_field="type"):
+class TransformersEngine(Shape, frozen=True, tag="transformers", tag_field="type"):
     """The embedded engine. Everything but the type is operational."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -27,7 +27,7 @@ class TransformersEngine(Shape, tag="transformers", tag_field="type"):
     batch_tokens: int
 
 
-class Verifier(Shape):
+class Verifier(Shape, frozen=True):
     """Which large model is accelerated."""
 
     model: str | None
