@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
-from speculators.errors import Place, Problem, RecipeError
+from speculators.errors import Place, Problem
 from speculators.recipe.gates import parse_gate
 from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
@@ -41,18 +41,11 @@ class Finding:
     hint: str = ""
 
 
-def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> None:
-    """Check a recipe against the verifier it names; raises RecipeError with every problem, ordered by place.
+def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
+    """What is wrong between a recipe and the verifier it names, ordered by place.
 
     Without `origins` (`Loaded.origins`) problems have no place but the recipe's name.
     """
-    found = problems(recipe, facts, origins)
-    if found:
-        raise RecipeError(found)
-
-
-def problems(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
-    """What `check` would complain of."""
     found = _with_facts(recipe, facts)
     if origins is None:
         return tuple(Problem(Place(recipe.name, 1, 1), item.what, item.hint) for item in found)

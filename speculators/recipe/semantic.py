@@ -1,9 +1,8 @@
-"""What a step may read of a recipe, and what of that decides its output and so enters its key.
+"""The part of a recipe that decides what a step makes, as plain data to be hashed.
 
-A step sees the paths it declares and nothing else: its key then covers all that it can depend on. Left out of the key
-are operational properties (device, batch sizes, paths, what is kept) and values that equal their default, so neither
-another machine nor a property that a later version adds makes old work worthless. In return, a default must never
-change without a new version of every step that reads it; a test holds a table of them.
+Left out are operational properties (device, batch sizes, paths, what is kept) and values that equal their default: so
+neither another machine nor a property that a later version adds makes old work worthless. In return, a default must
+never change without a new version of every step that reads it; a test holds a table of them.
 """
 
 from __future__ import annotations
@@ -19,46 +18,13 @@ from speculators.recipe.schema import Schema, fields, fields_at, fill, propertie
 from speculators.recipe.shapes.recipe import Recipe
 
 
-class RecipeView:
-    """A recipe, or a section of it, limited to declared paths; read like the recipe itself.
-
-    Raises AttributeError, naming the path and what is declared, for everything else.
-    """
-
-    __slots__ = ("_path", "_reads", "_value")
-
-    def __init__(self, value: Any, reads: tuple[str, ...], path: str = "") -> None:
-        self._value, self._reads, self._path = value, reads, path
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # what Python itself looks for, as copying does
-            raise AttributeError(name)
-        path = f"{self._path}.{name}" if self._path else name
-        if path in self._reads:
-            return getattr(self._value, name)
-        if any(read.startswith(f"{path}.") for read in self._reads):
-            below = getattr(self._value, name)
-            # A section that is null hides nothing.
-            return None if below is None else RecipeView(below, self._reads, path)
-        raise AttributeError(f"`{path}` is not among the recipe paths that this step reads: {', '.join(self._reads)}")
-
-    def __repr__(self) -> str:
-        return f"RecipeView({', '.join(self._reads)})"
-
-
-def view(recipe: Recipe, reads: Sequence[str]) -> RecipeView:
-    """The recipe limited to `reads` and what is below them; raises ValueError for a path that no recipe has."""
-    _check_declared(reads)
-    return RecipeView(recipe, tuple(reads))
-
-
 def semantic(recipe: Recipe, reads: Sequence[str]) -> dict[str, Any]:
     """The declared paths as nested plain data, without operational properties and defaults.
 
     The same recipe gives the same data however it was written; numbers are of the types that the shapes declare.
     Raises ValueError for a path that no recipe has.
     """
-    _check_declared(reads)
+    check_declared(reads)
     whole = _pruned(msgspec.to_builtins(recipe), recipe_schema())
     chosen: dict[str, Any] = {}
     for path in sorted(reads):
@@ -72,7 +38,8 @@ def operational_paths() -> frozenset[str]:
     return frozenset(field.path for field in fields() if field.is_operational)
 
 
-def _check_declared(reads: Sequence[str]) -> None:
+def check_declared(reads: Sequence[str]) -> None:
+    """Raise ValueError when a step declares a path that no recipe has, or one inside a list."""
     for path in reads:
         if "[" in path or not fields_at(path):
             raise ValueError(f"a step declares that it reads `{path}`, which no recipe has")
