@@ -119,15 +119,15 @@ def _synthesized(
 def _load(context: Context, directory: Path) -> Any:
     from speculators.engines.transformers import VerifierModel
 
-    engine = context.config.verifier.engine
+    engine, dtype = context.config.verifier.engine, context.config.verifier.dtype
     return VerifierModel.load(
         directory,
-        context.config.verifier.dtype,
+        dtype,
         engine.device,
         threads=engine.threads,
         trust_remote_code=context.trust_remote_code,
         # A prompt only has to be plausible, and products in bfloat16 are several times faster.
-        compute_dtype="bfloat16",
+        compute_dtype="bfloat16" if dtype == "float32" else None,
     )
 
 

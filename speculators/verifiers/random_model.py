@@ -100,7 +100,9 @@ def write_random_model(shape: RandomShape, directory: Path, *, dtype: str = "flo
     """Write a Hugging Face checkpoint of seeded random weights; the same shape and seed give the same bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     check_random_shape(shape)
     im_start, im_end, padding = (_special_id(token) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
     config = LlamaConfig(
