@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from speculators.errors import UsageError
-
 if TYPE_CHECKING:
     from speculators.pipeline.plan import Plan
     from speculators.recipe import Loaded
@@ -98,12 +96,7 @@ def planned(asked: Asked) -> tuple[Loaded, Plan]:
 
     if asked.offline:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    loaded = load_recipe(asked.recipe, asked.overlay, asked.sets)
-    assembly = assemble(loaded.recipe, loaded.data)
-    if assembly.trusts_remote_code and not asked.trust_remote_code:
-        raise UsageError(
-            "the recipe sets verifier.trust_remote_code, which runs code from the model's repository; "
-            "read that code, then say --trust-remote-code as well"
-        )
+    loaded = load_recipe(asked.recipe, asked.overlay, asked.sets, trust_remote_code=asked.trust_remote_code)
+    assembly = assemble(loaded.recipe, loaded.data, loaded.origins)
     selection = Selection(asked.only, asked.start, asked.until, asked.force)
     return loaded, make_plan(assembly, Store.open(asked.store or default_store()), selection)

@@ -28,6 +28,7 @@ _MARKS = {
     "pending": "[dim]·[/]",
     "skipped": "[dim]○[/]",
 }
+_BAR_WIDTH = 20
 _LAST_SECONDS = 20.0  # the rate is that of the last twenty seconds: it follows a step that changes its pace
 
 
@@ -91,12 +92,12 @@ class Board:
         from rich.table import Table
 
         at = time.time() if moment is None else moment
-        table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True)
+        table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True, expand=True)
         table.add_column(width=1)
-        table.add_column(no_wrap=True)
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
+        table.add_column(no_wrap=True, min_width=max((len(name) for name in self.rows), default=1))
+        table.add_column(justify="right", no_wrap=True, min_width=11)
+        table.add_column(no_wrap=True, width=_BAR_WIDTH if self.status == "running" else 0)
+        table.add_column(overflow="ellipsis", no_wrap=True, style="dim", ratio=1)
         for row in list(self.rows.values()):
             took = row.seconds if row.seconds is not None else at - row.started if row.started else None
             shown = time_text(took) if row.status not in {"cached", "pending", "skipped"} else row.status
@@ -131,7 +132,7 @@ def _bar(row: Row) -> RenderableType:
 
     if row.status != "running" or not row.total:
         return ""
-    return ProgressBar(total=row.total, completed=min(row.done, row.total), width=24)
+    return ProgressBar(total=row.total, completed=min(row.done, row.total), width=_BAR_WIDTH)
 
 
 def _aside(row: Row) -> str:

@@ -15,6 +15,7 @@ from speculators.errors import MachineError
 if TYPE_CHECKING:
     from speculators.pipeline.plan import Plan
     from speculators.pipeline.run import Outcome
+    from speculators.recipe import Loaded
 
 
 @click.command("run")
@@ -41,7 +42,7 @@ def command(runs: Path, as_json: bool, yes: bool, **options: Any) -> int:
     _check(plan, anyway=yes)
     previous = previous_run(runs, plan.assembly.name)
     consent = Consent(offline=asked.offline, trust_remote_code=asked.trust_remote_code)
-    texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": loaded.resolved_text}
+    texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}
     folder = create_run(runs, plan, consent=consent, texts=texts)
     with showing(as_json=as_json) as (_, listen):
         outcome = run_plan(plan, folder, LocalExecutor(), listener=listen, previous=previous)
@@ -50,6 +51,13 @@ def command(runs: Path, as_json: bool, yes: bool, **options: Any) -> int:
     for failure in outcome.failures:
         click.echo(f"\n{failure}", err=True)
     return outcome.exit_code
+
+
+def resolved_text(loaded: Loaded) -> str:
+    """The recipe with all that was merged into it and every default, as YAML that loads to the very same recipe."""
+    import yaml
+
+    return yaml.safe_dump(loaded.data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _check(plan: Plan, *, anyway: bool) -> None:

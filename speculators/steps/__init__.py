@@ -8,11 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speculators.errors import UsageError
+from speculators.errors import RecipeError, UsageError
 from speculators.pipeline.assembly import Artifacts, Assembly, Gate
 from speculators.pipeline.step import Step
 
 if TYPE_CHECKING:
+    from speculators.recipe.locate import Origins
     from speculators.recipe.shapes.recipe import Recipe
     from speculators.verifiers.facts import VerifierFacts
 
@@ -43,8 +44,11 @@ def graph(recipe: Recipe) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def assemble(recipe: Recipe, data: dict[str, Any]) -> Assembly:
-    """What the pipeline needs to know of a recipe; `data` is the same recipe as plain data."""
+def assemble(recipe: Recipe, data: dict[str, Any], origins: Origins | None = None) -> Assembly:
+    """What the pipeline needs to know of a recipe.
+
+    `data` is the same recipe as plain data, `origins` says where its values were written.
+    """
     from speculators.recipe import semantic, view
 
     return Assembly(
@@ -55,7 +59,7 @@ def assemble(recipe: Recipe, data: dict[str, Any]) -> Assembly:
         semantic=lambda reads: semantic(recipe, reads),
         view=lambda reads: view(recipe, reads),
         facts=lambda artifacts: gathered_facts(recipe, artifacts),
-        check=lambda artifacts: check_fields(recipe, artifacts),
+        check=lambda artifacts: check_fields(recipe, artifacts, origins),
         gates=lambda folder: judged_gates(recipe, folder),
         results=_write_results,
         trusts_remote_code=recipe.verifier.trust_remote_code,
@@ -64,24 +68,24 @@ def assemble(recipe: Recipe, data: dict[str, Any]) -> Assembly:
 
 def reassemble(data: dict[str, Any]) -> Assembly:
     """The assembly of the recipe that stands in a plan, for a worker."""
-    import msgspec
+    from speculators.recipe import recipe_of
 
-    from speculators.recipe.shapes.recipe import Recipe
-
-    return assemble(msgspec.convert(data, Recipe), data)
+    return assemble(recipe_of(data), data)
 
 
-def check_fields(recipe: Recipe, artifacts: Artifacts) -> bool:
+def check_fields(recipe: Recipe, artifacts: Artifacts, origins: Origins | None = None) -> bool:
     """Check the recipe against the verifier, if enough is known about it; False: not yet.
 
     Raises RecipeError with every field that does not fit the verifier.
     """
-    from speculators.recipe import crossfield
+    from speculators.recipe.crossfield import check
 
     facts = _verifier_facts(recipe, artifacts)
     if facts is None:
         return False
-    crossfield.check(recipe, facts)
+    problems = check(recipe, facts, origins)
+    if problems:
+        raise RecipeError(problems)
     return True
 
 
