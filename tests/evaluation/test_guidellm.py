@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from speculators.errors import StepError
@@ -54,17 +57,13 @@ def test_a_server_that_is_killed_while_measured_is_reported(verifier, tmp_path):
         pytest.raises(StepError, match="the server ended with code -9 while it was measured"),
         served([str(verifier), "--device", "cpu"], log),
     ):
-        _kill_servers_of(log)
+        _kill_server()
 
 
-def _kill_servers_of(log):
-    import psutil
-
-    for process in psutil.Process().children():
-        if "serve" in process.cmdline():
-            process.kill()
-            while process.status() != psutil.STATUS_ZOMBIE:  # not waited for: its exit code is the measurement's to read
-                pass
+def _kill_server():
+    (server,) = (child for child in psutil.Process().children() if "serve" in child.cmdline())
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)  # dead, and its exit code left for the measurement to read
 
 
 def test_overrides_in_the_environment_never_reach_guidellm():
