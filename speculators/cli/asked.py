@@ -12,7 +12,7 @@ import rich_click as click
 
 if TYPE_CHECKING:
     from speculators.pipeline.plan import Plan
-    from speculators.recipe import Loaded
+    from speculators.recipe.load import Loaded
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -91,7 +91,7 @@ def planned(asked: Asked) -> tuple[Loaded, Plan]:
     """Load the recipe and plan it; raises RecipeError and UsageError."""
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
-    from speculators.recipe import load_recipe
+    from speculators.recipe.load import load_recipe
     from speculators.steps import assemble
 
     if asked.offline:

@@ -15,7 +15,7 @@ from speculators.errors import MachineError
 if TYPE_CHECKING:
     from speculators.pipeline.plan import Plan
     from speculators.pipeline.run import Outcome
-    from speculators.recipe import Loaded
+    from speculators.recipe.load import Loaded
 
 
 @click.command("run")

@@ -49,7 +49,8 @@ def assemble(recipe: Recipe, data: dict[str, Any], origins: Origins | None = Non
 
     `data` is the same recipe as plain data, `origins` says where its values were written.
     """
-    from speculators.recipe import semantic, view
+    from speculators.recipe.semantic import semantic
+    from speculators.recipe.view import view
 
     return Assembly(
         name=recipe.name,
@@ -68,7 +69,7 @@ def assemble(recipe: Recipe, data: dict[str, Any], origins: Origins | None = Non
 
 def reassemble(data: dict[str, Any]) -> Assembly:
     """The assembly of the recipe that stands in a plan, for a worker."""
-    from speculators.recipe import recipe_of
+    from speculators.recipe.load import recipe_of
 
     return assemble(recipe_of(data), data)
 
