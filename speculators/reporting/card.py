@@ -78,7 +78,7 @@ def _figures(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Held-out loss", best.get("loss"), 3),
         ("Tokens trained on", training.get("tokens"), 0),
     ]
-    rates = best.get("positions") or best.get("acceptance") or ()
+    rates = best.get("positions") or ()
     places = [
         (f"Walk estimate of the acceptance at position {index}", rate, 3) for index, rate in enumerate(rates, start=1)
     ]
@@ -87,7 +87,7 @@ def _figures(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def walk_estimate(best: Mapping[str, Any]) -> float | None:
     """The walk estimate in a train step's `best`; None where training had nothing held out."""
-    value = best.get("walk_estimate", best.get("acceptance_length"))
+    value = best.get("walk_estimate")
     return None if value is None else float(value)
 
 

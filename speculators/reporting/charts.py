@@ -69,7 +69,8 @@ class Curves:
     loss: Series = ()
     holdout_loss: Series = ()
     accuracy: Mapping[str, Series] = field(default_factory=dict)
-    """Held-out accuracy by draft position, `"1"` first; on the training batches when nothing was held out."""
+    """On the training batches, by draft position, `"1"` first."""
+    holdout_accuracy: Mapping[str, Series] = field(default_factory=dict)
     walk: Series = ()
     """The walk estimate of the acceptance length."""
 
@@ -107,8 +108,8 @@ def training_charts(curves: Curves) -> tuple[Chart, ...]:
         first, last = ((s := _smooth([value for _, value in curves.loss or curves.holdout_loss]))[0], s[-1])
         words = f"Loss by optimizer step, from {first:.2f} to {last:.2f}."
         charts.append(_chart("loss", "Loss", words, (3.7, 2.9), lambda axes: _loss(axes[0], curves)))
-    if curves.accuracy:
-        ends = ", ".join(f"position {name} {100 * points[-1][1]:.0f}%" for name, points in curves.accuracy.items())
+    if judged := curves.holdout_accuracy or curves.accuracy:
+        ends = ", ".join(f"position {name} {100 * points[-1][1]:.0f}%" for name, points in judged.items())
         words = f"Accuracy by draft position and optimizer step; at the end {ends}."
         charts.append(
             _chart("accuracy", "Accuracy by draft position", words, (3.7, 2.9), lambda axes: _accuracy(axes[0], curves))
@@ -177,14 +178,24 @@ def _loss(axis: Any, curves: Curves) -> None:
 
 def _accuracy(axis: Any, curves: Curves) -> None:
     highest = 0.0
-    for index, (position, points) in enumerate(curves.accuracy.items()):
-        steps, values = zip(*points, strict=True)
-        colour = (DRAFT, THIRD, FOURTH, QUIET)[index % 4]
-        marker = "osD^"[index % 4]
-        shares = [100 * value for value in values]
-        highest = max(highest, *shares)
-        axis.plot(steps, shares, color=colour, marker=marker, markersize=4, label=f"position {position}")
+    for index, position in enumerate(curves.holdout_accuracy or curves.accuracy):
+        colour, label = (DRAFT, THIRD, FOURTH, QUIET)[index % 4], f"position {position}"
+        for points, is_held_out in (
+            (curves.accuracy.get(position, ()), False),
+            (curves.holdout_accuracy.get(position, ()), True),
+        ):
+            if points:
+                steps, values = zip(*points, strict=True)
+                shares = [100 * value for value in (values if is_held_out else _smooth(values))]
+                highest = max(highest, *shares)
+                dots: dict[str, Any] = (
+                    {"marker": "osD^"[index % 4], "markersize": 4} if is_held_out else {"linewidth": 1.1}
+                )
+                named = label if is_held_out or not curves.holdout_accuracy else None
+                axis.plot(steps, shares, color=colour, label=named, **dots)
     _finish_curve(axis, "Accuracy by draft position")
+    if curves.holdout_accuracy:
+        axis.set_xlabel("optimizer step (with marks: held out)")
     axis.set_ylim(0, 1.45 * max(highest, 1.0))  # room for the legend above the curves
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}%")
     axis.legend(loc="upper left", ncols=2, columnspacing=1.2)

@@ -158,7 +158,7 @@ def _benchmark(benchmark: Mapping[str, Mapping[str, Any]]) -> list[Table]:
 
 def streams_name(streams: Any) -> str:
     """`1 stream`, `4 streams`."""
-    return "one load" if streams is None else f"{streams} stream{'' if streams == 1 else 's'}"
+    return "one load" if streams is None else f"{streams} stream{'' if str(streams) == '1' else 's'}"
 
 
 def _part(value: Any, part: str) -> Any:
@@ -175,7 +175,7 @@ def _training(training: Mapping[str, Any]) -> Table:
             (
                 "Walk estimate",
                 "Acceptance length the verifier's own answers would have given, counted without decoding.",
-                best.get("walk_estimate", best.get("acceptance_length")),
+                best.get("walk_estimate"),
                 3,
                 "",
             ),
@@ -186,7 +186,7 @@ def _training(training: Mapping[str, Any]) -> Table:
                 3,
                 "",
             ),
-            ("Best step", "The optimizer step whose draft was kept.", best.get("at", best.get("step")), 0, ""),
+            ("Best step", "The optimizer step whose draft was kept.", best.get("at"), 0, ""),
             ("Tokens trained on", "Tokens read in training, all epochs together.", training.get("tokens"), 0, ""),
             ("Training speed", "Tokens per second of wall time.", training.get("tokens_per_second"), 0, "tokens/s"),
         )

@@ -6,6 +6,7 @@ or half-finished run has a report as well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -202,14 +203,17 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
         for name, value in line.items():
             if name != "at" and isinstance(value, (int, float)) and isfinite(value):
                 points.setdefault(name, []).append((float(line["at"]), float(value)))
-    held = {name.removeprefix("holdout_"): series for name, series in points.items() if name.startswith("holdout_")}
-    measured = held if any(name.startswith("accuracy_") for name in held) else points
-    accuracy = {name.rpartition("_")[2]: series for name, series in measured.items() if name.startswith("accuracy_")}
+
+    def by_position(prefix: str) -> dict[str, Sequence[tuple[float, float]]]:
+        found = {int(name.removeprefix(prefix)): points[name] for name in points if re.fullmatch(prefix + r"\d+", name)}
+        return {str(position): found[position] for position in sorted(found)}
+
     return Curves(
         loss=points.get("loss", ()),
-        holdout_loss=held.get("loss", ()),
-        accuracy=dict(sorted(accuracy.items(), key=lambda item: int(item[0]) if item[0].isdigit() else 0)),
-        walk=held.get("walk_estimate") or held.get("acceptance_length") or (),
+        holdout_loss=points.get("holdout_loss", ()),
+        accuracy=by_position("accuracy_"),
+        holdout_accuracy=by_position("holdout_accuracy_"),
+        walk=points.get("holdout_walk_estimate", ()),
     )
 
 
@@ -304,11 +308,17 @@ def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
 
 def _guidellm(run: RunFolder) -> list[tuple[str, str]]:
     """Links, relative to the run folder, to GuideLLM's own pages."""
-    return [
-        (variant, f"steps/benchmark-{variant}/guidellm.html")
-        for variant in ("dense", "speculator")
-        if run.file(f"benchmark-{variant}", "guidellm.html")
-    ]
+    found = []
+    for variant in ("dense", "speculator"):
+        step = f"benchmark-{variant}"
+        place = run.artifact(step)
+        if place is None:
+            continue
+        for page in sorted(place.glob("**/guidellm.html")):
+            level = page.parent.name.removeprefix("level-") if page.parent != place else ""
+            name = f"{variant}, {streams_name(level)}" if level else variant
+            found.append((name, f"steps/{step}/{page.relative_to(place).as_posix()}"))
+    return found
 
 
 def _checkpoint(run: RunFolder) -> str | None:

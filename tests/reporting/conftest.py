@@ -91,9 +91,11 @@ def metrics() -> list[dict]:
     lines = []
     for at in range(10, 601, 10):
         shape = 1 - math.exp(-at / 170)
-        lines.append({"at": at, "loss": 5.6 - 3.3 * shape + 0.09 * math.sin(at * 2.3), "learning_rate": 4e-4})
-        if at % 75 < 10:
-            line = {"at": at, "holdout_loss": 5.6 - 3.1 * shape, "holdout_acceptance_length": 1 + 0.55 * shape}
+        line = {"at": at, "loss": 5.6 - 3.3 * shape + 0.09 * math.sin(at * 2.3), "learning_rate": 4e-4}
+        wobble = 0.02 * math.sin(at * 1.7)
+        lines.append(line | {f"accuracy_{k}": (0.53 - 0.06 * k) * shape + wobble for k in (1, 2, 3)})
+        if at % 150 == 0:
+            line = {"at": at, "holdout_loss": 5.6 - 3.1 * shape, "holdout_walk_estimate": 1 + 0.55 * shape}
             lines.append(line | {f"holdout_accuracy_{k}": (0.49 - 0.07 * k) * shape for k in (1, 2, 3)})
     return lines
 
@@ -184,7 +186,7 @@ def make_run(tmp_path):
         if "verifier" in made:
             write(run / "steps/verifier/verifier.json", {"source": plan["recipe"]["verifier"]["model"], "digest": "ab"})
         if "train" in made:
-            best = {"at": 600, "acceptance_length": 1.5338, "loss": 2.6021}
+            best = {"at": 600, "walk_estimate": 1.5338, "loss": 2.6021}
             result = {"best": best, "final": best, "tokens": 371204, "seconds": 262.0, "tokens_per_second": 1416.8}
             write(run / "steps/train/result.json", result)
             write(run / "steps/train/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics()))

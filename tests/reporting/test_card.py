@@ -17,7 +17,7 @@ CONFIG = {
     "eagle_aux_hidden_state_layer_ids": [2, 15, 27],
     "dtype": "bfloat16",
 }
-TRAINING = {"best": {"acceptance_length": 1.5338, "loss": 2.602}, "tokens": 371204}
+TRAINING = {"best": {"walk_estimate": 1.5338, "loss": 2.602}, "tokens": 371204}
 
 
 def card(config=CONFIG, training=TRAINING, recipe="recipe: 1\n", name="quickstart", description="A small draft"):

@@ -197,12 +197,13 @@ def test_curves_tell_training_from_held_out():
         [
             {"at": 1, "loss": 3.0, "accuracy_1": 0.1},
             {"at": 2, "holdout_loss": 2.5, "holdout_accuracy_2": 0.2, "holdout_accuracy_1": 0.3},
-            {"at": 2, "holdout_acceptance_length": 1.4},
+            {"at": 2, "holdout_walk_estimate": 1.4, "holdout_walk_1": 0.4},
         ]
     )
     assert found.loss == [(1.0, 3.0)]
     assert found.holdout_loss == [(2.0, 2.5)]
-    assert found.accuracy == {"1": [(2.0, 0.3)], "2": [(2.0, 0.2)]}
+    assert found.accuracy == {"1": [(1.0, 0.1)]}
+    assert found.holdout_accuracy == {"1": [(2.0, 0.3)], "2": [(2.0, 0.2)]}
     assert found.walk == [(2.0, 1.4)]
 
 

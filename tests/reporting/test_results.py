@@ -30,7 +30,7 @@ def test_a_finished_run_has_every_documented_field(make_run):
     assert results["benchmark"]["dense"]["time_to_first_token_ms"]["p95"] == 91.2
     assert [level["streams"] for level in results["benchmark"]["dense"]["levels"]] == [1, 4]
     assert results["speedup"] == pytest.approx(46.91 / 39.84)
-    assert results["training"]["best"]["acceptance_length"] == 1.5338
+    assert results["training"]["best"]["walk_estimate"] == 1.5338
 
 
 def test_every_field_is_explained_in_the_documentation(make_run):
