@@ -81,9 +81,14 @@ def find_recipe(name: str) -> Path:
         return found
     if path.is_dir():
         raise UsageError(f"{name} is a folder, expected a recipe")
+    raise no_such_recipe(name)
+
+
+def no_such_recipe(name: str) -> UsageError:
+    """The error for a name that is none, with the three nearest."""
     names = shipped_names()
-    near = get_close_matches(Path(name).stem, names, n=3, cutoff=0.4) or names[:3]
-    raise UsageError(f"there is no recipe {name}: neither a file, nor shipped (nearest: {', '.join(near)})")
+    near = get_close_matches(Path(name).stem, names, n=3, cutoff=0.0)
+    return UsageError(f"there is no recipe {name}: neither a file, nor shipped (nearest: {', '.join(near)})")
 
 
 def find_shipped(name: str) -> Path | None:

@@ -97,6 +97,8 @@ def _resolve_paths(data: dict[str, Any], root: Node) -> list[Problem]:
             if shipped is None:
                 found.append(node.problem(f"there is no file {node.value}", f"looked for {file}", at_key=True))
             file = shipped or file
+        elif not file.exists():
+            found.append(node.problem(f"there is no {node.value}", f"looked for {file}", at_key=True))
         _put(data, path, str(file.resolve()))
     return found
 

@@ -59,7 +59,7 @@ def _problems(error: ValidationError, origins: Origins) -> Iterator[Problem]:
         is_newer = isinstance(value, int) and value > limit
         yield origins.problem(path, what, "install a newer speculators" if is_newer else f"write recipe: {limit}")
     elif rule == "pattern":
-        if _is_word(limit):
+        if _isas_written(limit):
             yield origins.problem(
                 path, f"{name} is {_shown(value)}, expected {expected(schema)}", _unquote(path, schema, origins)
             )
@@ -83,7 +83,7 @@ def expected(schema: Mapping[str, Any]) -> str:
     """The types a schema allows, in words: `integer or null`, `list or auto`."""
     types = schema.get("type", [])
     names = [_NAMES.get(name, name) for name in ([types] if isinstance(types, str) else types)]
-    if _is_word(schema.get("pattern", "")) and "text" in names:
+    if _isas_written(schema.get("pattern", "")) and "text" in names:
         names[names.index("text")] = schema["pattern"].strip("^$")
         names.sort(key=lambda name: name == schema["pattern"].strip("^$"))
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
@@ -91,10 +91,13 @@ def expected(schema: Mapping[str, Any]) -> str:
 
 def _unknown(path: Path_, key: str, known: Mapping[str, Any], section: Mapping[str, Any], origins: Origins) -> Problem:
     what = f"unknown key `{key}`" + (f" in `{dotted(path)}`" if path else "")
-    return origins.problem((*path, key), what, _meant(path, key, known, section))
+    written = origins.find(path)
+    taken = written.value if written is not None and isinstance(written.value, dict) else {}
+    free = [name for name in known if name not in taken]
+    return origins.problem((*path, key), what, _meant(path, key, free, section))
 
 
-def _meant(path: Path_, key: str, known: Mapping[str, Any], section: Mapping[str, Any]) -> str:
+def _meant(path: Path_, key: str, free: Sequence[str], section: Mapping[str, Any]) -> str:
     here = generic(dotted(path))
     same = [field for field in fields() if field.name == key]
     for field in same:
@@ -103,7 +106,6 @@ def _meant(path: Path_, key: str, known: Mapping[str, Any], section: Mapping[str
     alias = KEYS.get(key.lower())
     if alias is not None:
         return f"`{key}` is `{alias}` here"
-    free = [name for name in known if name not in section]
     near = get_close_matches(key, free, n=1, cutoff=0.75) or get_close_matches(key.lower(), free, n=1, cutoff=0.75)
     if near:
         return f"did you mean `{near[0]}`?"
@@ -115,11 +117,11 @@ def _meant(path: Path_, key: str, known: Mapping[str, Any], section: Mapping[str
     if far:
         field = next(field for field in fields() if field.name == far[0])
         return f"did you mean `{field.path}`?"
-    return f"allowed: {', '.join(known)}"
+    return f"allowed: {', '.join(free)}"
 
 
 def _nearest_value(value: object, allowed: Sequence[object]) -> str:
-    words = [_word(item) for item in allowed]
+    words = [as_written(item) for item in allowed]
     every = f"allowed: {', '.join(words)}"
     if not isinstance(value, str):
         return every
@@ -146,9 +148,9 @@ def _retype(path: Path_, error: ValidationError, origins: Origins) -> str:
         if (hint := _unquote(path, schema, origins)) != "":
             return hint
     if "array" in types and not isinstance(value, list | dict) and value is not None:
-        return f"write [{_word(value)}]"
+        return f"write [{as_written(value)}]"
     if value is None and "default" in schema:
-        return f"leave it out for the default, {_word(schema['default'])}"
+        return f"leave it out for the default, {as_written(schema['default'])}"
     if "string" in types and isinstance(value, int | float) and "pattern" not in schema:
         return "put it in quotes"
     if "object" in types:
@@ -189,19 +191,19 @@ def _any(value: object) -> Any:
 
 def _such_as(key: str, field: Field | None) -> str:
     examples = field.schema.get("examples") if field else None
-    return f"such as {key}: {_word(examples[0])}" if examples else ""
+    return f"such as {key}: {as_written(examples[0])}" if examples else ""
 
 
-def _is_word(pattern: str) -> bool:
+def _isas_written(pattern: str) -> bool:
     return re.fullmatch(r"\^\w+\$", pattern) is not None
 
 
-def _word(value: object) -> str:
+def as_written(value: object) -> str:
     """A value as it would be written in a recipe, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_word(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {as_written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_word(item) for item in value) + "]"
+        return "[" + ", ".join(as_written(item) for item in value) + "]"
     return value if isinstance(value, str) else json.dumps(value)
 
 
