@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -60,6 +60,13 @@ class Objective(Protocol):
     @property
     def network(self) -> nn.Module:
         """The draft; its parameters with `requires_grad` are trained."""
+
+    @property
+    def steps(self) -> int:
+        """Proposals a chain is trained for, and judged by in validation."""
+
+    def draft_config(self) -> dict[str, Any]:
+        """The draft's part of the checkpoint's config.json."""
 
     def evaluate(self, batch: Batch, noise: torch.Generator | None = None) -> Evaluation:
         """Loss and measurements of one batch; feature noise only when a generator is given."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from speculators.losses.distributions import Comparison, Target, mix
 
-CHUNK_ELEMENTS = 1 << 21
-"""Probabilities of the verifier computed at a time: tensors of 8 MiB in float32."""
+CHUNK_ELEMENTS = 1 << 22
+"""Probabilities of the verifier computed at a time: tensors of 16 MiB in float32."""
 CHUNK_POSITIONS = 64
 """Fewest positions in a chunk, whatever the vocabulary: products with fewer rows are slow."""
 
@@ -114,7 +114,7 @@ class _Work:
                 total += torch.dot(values, step.weights[rows])
                 if to_hidden is None:
                     continue
-                slope = (gradient * step.weights[rows, None]).to(self.rounded.dtype)
+                slope = gradient.mul_(step.weights[rows, None]).to(self.rounded.dtype)
                 to_hidden[number][rows] = slope @ self.rounded
                 if to_weight is not None:
                     to_weight += slope.t() @ low

@@ -7,21 +7,26 @@ stream as well). Everything else is computed for chains alone. The result equals
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from speculators.algorithms.base import Accepted, Batch, Evaluation, Measured
 from speculators.algorithms.chains import Chains, find_chains
+from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
+from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.attention import chain_attention
-from speculators.layers.products import operand, rounded_weight
+from speculators.layers.products import mix_precision, operand, rounded_weight
 from speculators.layers.vocabulary import Teacher, VerifierHead
 from speculators.losses.chunked import Judged, StepRows, chunked_loss
-from speculators.losses.distributions import NEED_TRUE_MASS, Target
+from speculators.losses.distributions import LOSSES, NEED_TRUE_MASS, Target
 from speculators.recipe.shapes.eagle3 import Eagle3
+from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.weights import VerifierWeights
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -70,18 +75,25 @@ class Eagle3Objective:
         """The draft that is trained."""
         return self._network
 
-    def evaluate(self, batch: Batch, noise: torch.Generator | None = None, steps: int | None = None) -> Evaluation:
+    @property
+    def steps(self) -> int:
+        """Steps of training-time test."""
+        return self._steps
+
+    def draft_config(self) -> dict[str, Any]:
+        """The draft's part of the checkpoint's config.json."""
+        return self._network.config.to_config_json()
+
+    def evaluate(self, batch: Batch, noise: torch.Generator | None = None) -> Evaluation:
         """Loss, measurements and acceptance of one batch; `noise` adds the recipe's feature noise.
 
-        `measured` has `loss` (weighted), `loss_<j>`, `accuracy_<j>` for j from 1, and each term of a mix. `steps`
-        unrolls another number of steps than the recipe's.
+        `measured` has `loss` (weighted), `loss_<j>`, `accuracy_<j>` for j from 1, and each term of a mix.
         """
-        unrolled = steps or self._steps
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, unrolled)
+        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self._steps)
         if not len(chains.roots):
             nothing = torch.zeros((), requires_grad=torch.is_grad_enabled())
             return Evaluation(nothing, {}, Accepted(chains.roots, chains.roots))
-        outs = self._unroll(batch, chains, noise, unrolled)
+        outs = self._unroll(batch, chains, noise)
         targets = _targets(chains)
         rows = self._rows(batch, chains, targets, outs)
         last = batch.last[targets.positions]
@@ -98,21 +110,21 @@ class Eagle3Objective:
         measured = _measure(total.item(), rows, judged, hits)
         return Evaluation(total, measured, _accepted(chains, hits))
 
-    def _unroll(self, batch: Batch, chains: Chains, noise: torch.Generator | None, steps: int) -> list[torch.Tensor]:
+    def _unroll(self, batch: Batch, chains: Chains, noise: torch.Generator | None) -> list[torch.Tensor]:
         """The last layer's output of every chain at every step, [A, h] each."""
         network, ids = self._network, batch.input_ids
-        longest = max(batch.lengths) + steps
+        longest = max(batch.lengths) + self._steps
         features = batch.aux[chains.context].to(network.norm.weight.dtype)
         if noise is not None and self._options.feature_noise:
             uniform = torch.rand(features.shape, generator=noise, dtype=features.dtype)
             features = features + (2 * uniform - 1) * self._options.feature_noise
-        state = network.fuse(features)
+        state = network.fuse(features).to(features.dtype)  # the residual stream is never rounded
         positions = chains.positions
         state, prefix = self._first_step(chains, ids[chains.context + 1], state, longest)
         outs = [state]
         own: list[list[KeysValues]] = [[] for _ in prefix]
         rooted = positions[chains.in_context]
-        for step in range(1, steps):
+        for step in range(1, self._steps):
             # Tokens beyond a document's end belong to chains that no longer count.
             newest = (chains.roots + 1 + step).clamp_(max=len(ids) - 1)
             embeddings = network.embed(ids[newest])
@@ -195,8 +207,42 @@ class Eagle3Objective:
         return weight
 
 
+def build_objective(
+    options: Eagle3,
+    facts: VerifierFacts,
+    weights: VerifierWeights,
+    vocabulary: DraftVocabulary,
+    *,
+    aux_layers: Sequence[int],
+    precision: str,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Eagle3Objective:
+    """A draft for a verifier, freshly initialised from `seed`, ready to be trained on `device`.
+
+    `aux_layers` are the streams that the features really have; `precision` is the type of the matrix products.
+    """
+    network = Eagle3Network(
+        Eagle3Config.for_verifier(facts, options, draft_vocab_size=vocabulary.draft_vocab_size, aux_layers=aux_layers)
+    )
+    network.start_from(
+        embedding=weights.embedding,
+        head=weights.head,
+        norm=weights.norm,
+        generator=torch.Generator().manual_seed(seed),
+        d2t=vocabulary.d2t,
+        t2d=vocabulary.t2d,
+    )
+    network.to(device)
+    compute_dtype: torch.dtype = getattr(torch, precision)
+    if compute_dtype != torch.float32:
+        mix_precision(network, compute_dtype)
+    head = VerifierHead(weights.head.to(device), weights.norm.to(device), weights.eps, weights.scale, weights.softcap)
+    return Eagle3Objective(network, options, head, compute_dtype=compute_dtype)
+
+
 def _weights(options: Eagle3) -> dict[str, float]:
-    losses = {name: float(getattr(options.loss, name)) for name in options.loss.__struct_fields__}
+    losses = {name: float(getattr(options.loss, name)) for name in LOSSES}
     return {name: weight for name, weight in losses.items() if weight}
 
 

@@ -1,0 +1,85 @@
+"""AdamW for everything, or Muon for the hidden matrices and AdamW for the rest, behind one small face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from speculators.recipe.shapes.train import AdamW, Muon
+
+MUON_ADAMW_BETAS = (0.9, 0.95)
+NOT_HIDDEN = ("embed_tokens", "lm_head")
+"""Matrices that are look-up tables or heads: Muon is not meant for them."""
+
+
+class Optimizer:
+    """One or two torch optimizers that step together at a share of their highest learning rates.
+
+    Muon's steps are scaled to the size of AdamW's (`match_rms_adamw`), so its learning rate means what AdamW's does.
+    Weight decay, decoupled, applies to matrices only. Moments are in the parameters' own type, float32.
+    """
+
+    def __init__(self, network: nn.Module, options: AdamW | Muon) -> None:
+        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        if isinstance(options, AdamW):
+            self._parts: list[torch.optim.Optimizer] = [
+                _adamw(
+                    list(named.values()), options.learning_rate, options.weight_decay, options.betas, options.epsilon
+                )
+            ]
+        else:
+            hidden = [parameter for name, parameter in named.items() if is_hidden_matrix(name, parameter)]
+            others = [parameter for name, parameter in named.items() if not is_hidden_matrix(name, parameter)]
+            self._parts = [
+                torch.optim.Muon(
+                    hidden,
+                    lr=options.learning_rate,
+                    weight_decay=options.weight_decay,
+                    momentum=options.momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                ),
+                _adamw(others, options.adamw_learning_rate, options.weight_decay, MUON_ADAMW_BETAS, 1e-8),
+            ]
+        self._parameters = list(named.values())
+        self._highest = [[group["lr"] for group in part.param_groups] for part in self._parts]
+
+    def step(self, rate: float, clip: float | None) -> float:
+        """Change the parameters by their gradients at `rate` times the highest learning rates, and drop the gradients.
+
+        Gradients are first scaled down to a norm of `clip`, taken over all parameters. Returns the norm before that.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if clip is None else clip)
+        for part, highest in zip(self._parts, self._highest, strict=True):
+            for group, top in zip(part.param_groups, highest, strict=True):
+                group["lr"] = top * rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> list[dict[str, Any]]:
+        """All moments, for a checkpoint."""
+        return [part.state_dict() for part in self._parts]
+
+    def load(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `state` gave."""
+        for part, one in zip(self._parts, state, strict=True):
+            part.load_state_dict(dict(one))
+
+
+def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon takes this parameter."""
+    return parameter.dim() == 2 and not any(part in name for part in NOT_HIDDEN)
+
+
+def _adamw(
+    parameters: Sequence[torch.Tensor], rate: float, decay: float, betas: tuple[float, float], epsilon: float
+) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=rate, betas=betas, eps=epsilon, fused=True
+    )
