@@ -33,16 +33,21 @@ def can_pack(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
 class PackedLinear(nn.Module):
     """`nn.Linear` for inference, with the weight held in oneDNN's layout and in `dtype`.
 
-    The input [..., in] may have another floating type: it is cast to `dtype` and the result [..., out] back to it.
-    The weight given is not kept. A gradient does not flow.
+    The input [..., in] may have another floating type: it is cast to `dtype` and, with `cast_back`, the result
+    [..., out] back to it. The weight given is not kept. A gradient does not flow.
     """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: torch.dtype | None = None
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        cast_back: bool = True,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.dtype = dtype or weight.dtype
+        self.dtype, self.cast_back = dtype or weight.dtype, cast_back
         operators: Any = torch.ops.mkldnn
         self._product = operators._linear_pointwise
         with torch.no_grad():
@@ -50,17 +55,14 @@ class PackedLinear(nn.Module):
             self._bias = None if bias is None else bias.detach().to(self.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == self.dtype:
-            result: torch.Tensor = self._product(x, self._packed, self._bias, "none", [], "")
-            return result
-        result = self._product(x.to(self.dtype), self._packed, self._bias, "none", [], "")
-        return result.to(x.dtype)
+        result: torch.Tensor = self._product(x.to(self.dtype), self._packed, self._bias, "none", [], "")
+        return result.to(x.dtype) if self.cast_back else result
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
 
 
-def pack_linears(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+def pack_linears(module: nn.Module, dtype: torch.dtype | None = None, *, cast_back: bool = True) -> int:
     """Replace every `nn.Linear` inside `module` by a packed one, in place; return how many.
 
     `dtype` is the type of the products (None: each weight's own). Each plain weight is let go as soon as its packed
@@ -70,22 +72,22 @@ def pack_linears(module: nn.Module, dtype: torch.dtype | None = None) -> int:
     packed = 0
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear and can_pack(dtype or child.weight.dtype, child.weight.device):
-            setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+            setattr(module, name, PackedLinear(child.weight, child.bias, dtype, cast_back=cast_back))
             packed += 1
         else:
-            packed += pack_linears(child, dtype)
+            packed += pack_linears(child, dtype, cast_back=cast_back)
     return packed
 
 
 def merge_linears(linears: Sequence[nn.Linear], dtype: torch.dtype | None = None) -> nn.Module:
-    """One layer that gives the outputs of several side by side, packed in `dtype` where that is possible.
+    """One layer that gives the outputs of several side by side, in `dtype`, packed where that is possible.
 
     All take the same input; either all have a bias or none.
     """
     weight = torch.cat([linear.weight.detach() for linear in linears])
     bias = torch.cat([linear.bias.detach() for linear in linears]) if linears[0].bias is not None else None
     if can_pack(dtype or weight.dtype, weight.device):
-        return PackedLinear(weight, bias, dtype)
+        return PackedLinear(weight, bias, dtype, cast_back=False)
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=False)
     merged.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
