@@ -14,6 +14,7 @@ from pathlib import Path
 
 from speculators.errors import RecipeError, UsageError
 from speculators.recipe.nodes import Node, Path_, Text, dotted
+from speculators.recipe.problems import entries
 from speculators.recipe.schema import allows_null
 from speculators.recipe.source import decode, kind, read, read_value
 from speculators.shipped import shipped_folder
@@ -56,19 +57,19 @@ def merge(base: Node, over: Node, path: Path_ = (), *, keep_places: bool = False
     """`over` on top of `base`; a merged mapping stands where `over` has it, or where it was if `keep_places`."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict) or _changes_type(base, over):
         return over
-    entries = dict(base.value)
+    merged = dict(base.value)
     for key, node in over.value.items():
         here = (*path, key)
-        if node.value is None and key in entries and isinstance(entries[key].value, dict):
+        if node.value is None and key in merged and isinstance(merged[key].value, dict):
             if allows_null(dotted(here)):
-                entries[key] = node
+                merged[key] = node
             else:
-                del entries[key]
-        elif key in entries:
-            entries[key] = merge(entries[key], node, here, keep_places=keep_places)
+                del merged[key]
+        elif key in merged:
+            merged[key] = merge(merged[key], node, here, keep_places=keep_places)
         else:
-            entries[key] = node
-    return replace(base if keep_places else over, value=entries)
+            merged[key] = node
+    return replace(base if keep_places else over, value=merged)
 
 
 def find_recipe(name: str) -> Path:
@@ -120,8 +121,7 @@ def _gather(path: Path, found: dict[Path, Node], chain: tuple[Path, ...]) -> Tex
     text = read_text(path)
     node = read(text)
     here = (*chain, path.resolve())
-    entries = node.value if isinstance(node.value, dict) else {}
-    for entry in _extended(entries.get("extends")):
+    for entry in _extended(node.value.get("extends") if isinstance(node.value, dict) else None):
         base = _base(entry)
         if base.resolve() in here:
             names = [_display(file) for file in (*here[here.index(base.resolve()) :], base.resolve())]
@@ -135,11 +135,11 @@ def _gather(path: Path, found: dict[Path, Node], chain: tuple[Path, ...]) -> Tex
 def _extended(node: Node | None) -> list[Node]:
     if node is None:
         return []
-    entries = node.value if isinstance(node.value, list) else [node]
-    for entry in entries:
+    named = node.value if isinstance(node.value, list) else [node]
+    for entry in named:
         if not isinstance(entry.value, str) or not entry.value:
             raise RecipeError((entry.problem(f"`extends` is {kind(entry.value)}, expected a path, or a list of them"),))
-    return entries
+    return named
 
 
 def _base(entry: Node) -> Path:
@@ -195,12 +195,12 @@ def _put(here: Node, parts: Sequence[str | int], node: Node, text: Text, path: P
     column = len(dotted(path)) + (2 if path and isinstance(part, str) else 1)
     if isinstance(part, int):
         if not isinstance(here.value, list) or part >= len(here.value):
-            size = f"has {len(here.value)} entries" if isinstance(here.value, list) else f"is {kind(here.value)}"
+            size = f"has {entries(len(here.value))}" if isinstance(here.value, list) else f"is {kind(here.value)}"
             raise RecipeError((text.problem(1, column, f"there is no `{dotted(below)}`: `{dotted(path)}` {size}"),))
-        entries = list(here.value)
-        old = entries[part]
-        entries[part] = _put(old, rest, node, text, below) if rest else merge(old, node, below, keep_places=True)
-        return replace(here, value=entries)
+        items = list(here.value)
+        old = items[part]
+        items[part] = _put(old, rest, node, text, below) if rest else merge(old, node, below, keep_places=True)
+        return replace(here, value=items)
     if rest:
         old_entry = here.value.get(part) if isinstance(here.value, dict) else None
         if old_entry is not None and isinstance(old_entry.value, dict | list):

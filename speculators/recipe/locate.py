@@ -18,8 +18,8 @@ def parts(path: str) -> Path_:
 
 
 def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Problems by place, each said once."""
-    return tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.place, problem.what)))
+    """Problems by place, each said once; at the same place, as they were found."""
+    return tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.place))
 
 
 @dataclass(frozen=True)

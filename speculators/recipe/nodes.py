@@ -33,8 +33,8 @@ class Text:
         return lines[number - 1].rstrip("\r") if 0 < number <= len(lines) else ""
 
     def problem(self, line: int, column: int, what: str, hint: str = "") -> Problem:
-        """A problem at a place of this text, with the line shown and clipped after the column."""
-        shown = self.line(line)
+        """A problem at a place of this text, with the line shown: printable, and clipped after the column."""
+        shown = "".join(character if character.isprintable() else " " for character in self.line(line))
         if len(shown) > max(LONGEST_LINE, column + 20):
             shown = shown[: max(LONGEST_LINE, column + 20)] + " ..."
         return Problem(Place(self.name, line, column), what, hint, shown)

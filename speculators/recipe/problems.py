@@ -13,6 +13,7 @@ from speculators.recipe.locate import Origins
 from speculators.recipe.nodes import Path_, dotted
 from speculators.recipe.schema import Field, fields, fields_at, generic
 from speculators.recipe.vocabulary import BOOLEANS, KEYS, VALUES
+from speculators.recipe.write import inline
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -59,7 +60,7 @@ def _problems(error: ValidationError, origins: Origins) -> Iterator[Problem]:
         is_newer = isinstance(value, int) and value > limit
         yield origins.problem(path, what, "install a newer speculators" if is_newer else f"write recipe: {limit}")
     elif rule == "pattern":
-        if _isas_written(limit):
+        if _isinline(limit):
             yield origins.problem(
                 path, f"{name} is {_shown(value)}, expected {expected(schema)}", _unquote(path, schema, origins)
             )
@@ -71,10 +72,10 @@ def _problems(error: ValidationError, origins: Origins) -> Iterator[Problem]:
         yield origins.problem(path, f"{name} is empty")
     elif rule in ("minItems", "maxItems"):
         count = "exactly" if schema.get("minItems") == schema.get("maxItems") else "at least"
-        yield origins.problem(path, f"{name} has {len(value)} entries, expected {count} {limit}")
+        yield origins.problem(path, f"{name} has {entries(len(value))}, expected {count} {limit}")
     elif rule == "uniqueItems":
         place = next(place for place, item in enumerate(value) if item in value[:place])
-        yield origins.problem((*path, place), f"{name} names {_shown(value[place])} twice")
+        yield origins.problem((*path, place), f"{name} names {inline(value[place])} twice")
     else:  # a rule that our schemas do not use; a test keeps it so
         yield origins.problem(path, f"{name}: {error.message}")
 
@@ -83,10 +84,15 @@ def expected(schema: Mapping[str, Any]) -> str:
     """The types a schema allows, in words: `integer or null`, `list or auto`."""
     types = schema.get("type", [])
     names = [_NAMES.get(name, name) for name in ([types] if isinstance(types, str) else types)]
-    if _isas_written(schema.get("pattern", "")) and "text" in names:
+    if _isinline(schema.get("pattern", "")) and "text" in names:
         names[names.index("text")] = schema["pattern"].strip("^$")
         names.sort(key=lambda name: name == schema["pattern"].strip("^$"))
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def entries(count: int) -> str:
+    """`1 entry`, `3 entries`."""
+    return f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 def _unknown(path: Path_, key: str, known: Mapping[str, Any], section: Mapping[str, Any], origins: Origins) -> Problem:
@@ -121,7 +127,7 @@ def _meant(path: Path_, key: str, free: Sequence[str], section: Mapping[str, Any
 
 
 def _nearest_value(value: object, allowed: Sequence[object]) -> str:
-    words = [as_written(item) for item in allowed]
+    words = [inline(item) for item in allowed]
     every = f"allowed: {', '.join(words)}"
     if not isinstance(value, str):
         return every
@@ -148,9 +154,9 @@ def _retype(path: Path_, error: ValidationError, origins: Origins) -> str:
         if (hint := _unquote(path, schema, origins)) != "":
             return hint
     if "array" in types and not isinstance(value, list | dict) and value is not None:
-        return f"write [{as_written(value)}]"
+        return f"write [{inline(value)}]"
     if value is None and "default" in schema:
-        return f"leave it out for the default, {as_written(schema['default'])}"
+        return f"leave it out for the default, {inline(schema['default'])}"
     if "string" in types and isinstance(value, int | float) and "pattern" not in schema:
         return "put it in quotes"
     if "object" in types:
@@ -191,20 +197,11 @@ def _any(value: object) -> Any:
 
 def _such_as(key: str, field: Field | None) -> str:
     examples = field.schema.get("examples") if field else None
-    return f"such as {key}: {as_written(examples[0])}" if examples else ""
+    return f"such as {key}: {inline(examples[0])}" if examples else ""
 
 
-def _isas_written(pattern: str) -> bool:
+def _isinline(pattern: str) -> bool:
     return re.fullmatch(r"\^\w+\$", pattern) is not None
-
-
-def as_written(value: object) -> str:
-    """A value as it would be written in a recipe, on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {as_written(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(as_written(item) for item in value) + "]"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _shown(value: object) -> str:

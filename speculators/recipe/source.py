@@ -36,7 +36,11 @@ _LARGEST = 2**63 - 1
 
 # What PyYAML says, and what it means to somebody who writes a recipe.
 _SYNTAX = (
-    ("mapping values are not allowed", "a `:` is not expected here", "put text that contains `: ` in quotes"),
+    (
+        "mapping values are not allowed",
+        "a `:` is not expected here",
+        "is the line indented as it should be? text that contains `: ` stands in quotes",
+    ),
     ("expected <block end>", "the indentation does not fit", "keys of one section begin in the same column"),
     ("could not find expected ':'", "a `:` is missing after the key", ""),
     ("found unexpected end of stream", "a quoted text is not closed", ""),
@@ -50,6 +54,8 @@ _SYNTAX = (
     ("found unknown escape character", "this is no escape of YAML", "use single quotes, or double the backslash"),
     ("sequence entries are not allowed", "a list cannot begin here", "write `- ` on a line of its own"),
 )
+_UNFINISHED = {what for _, what, _ in _SYNTAX if what.endswith(("is not closed", "lacks a comma", "after the key"))}
+"""These are better shown where the thing began than where it was missed."""
 
 
 def decode(name: str, content: bytes) -> str:
@@ -283,7 +289,6 @@ def _syntax(text: Text, error: yaml.MarkedYAMLError) -> RecipeError:
         what, hint = "a tab is used as a space", "YAML is indented with spaces"
         return RecipeError((text.problem(line, column, what, hint),))
     known = next(((what, hint) for theirs, what, hint in _SYNTAX if theirs in said), None)
-    if known is not None and known[0].startswith(("a list is", "a mapping is", "a quoted")) and error.context_mark:
-        # What is not closed is better shown where it was opened.
+    if known is not None and known[0] in _UNFINISHED and error.context_mark:
         line, column = error.context_mark.line + 1, error.context_mark.column + 1
     return RecipeError((text.problem(line, column, *(known or (said, ""))),))
