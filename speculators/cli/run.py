@@ -97,7 +97,8 @@ def summary(folder: Path, outcome: Outcome) -> list[str]:
         lines.append(f"checkpoint          {results['checkpoint']}")
     written = [name for name in ("report.html", "results.json") if (folder / name).is_file()]
     lines.extend(f"{name.partition('.')[0]:<19} {_near(folder / name)}" for name in written)
-    lines.append(f"{outcome.status.replace('_', ' ')} after {time_text(results.get('seconds') or 0.0)}")
+    kept = "; finished work is kept, the same command goes on" if outcome.status == "interrupted" else ""
+    lines.append(f"{outcome.status.replace('_', ' ')} after {time_text(results.get('seconds') or 0.0)}{kept}")
     return lines
 
 

@@ -145,7 +145,7 @@ def make_plan(assembly: Assembly, store: Store, selection: Selection | None = No
                 artifact=artifact if state == "cached" else None,
                 replaces=artifact.manifest.run if artifact and name in selection.force and state == "run" else None,
                 damaged=damage if isinstance(damage, Damaged) else None,
-                estimate=_corrected(model, store.history(name)) if state == "run" else model,
+                estimate=_corrected(model, store.history(name), assembly.name) if state == "run" else model,
                 model_seconds=model.seconds,
             )
         )
@@ -291,15 +291,20 @@ def _must_run(order: tuple[Step, ...], targets: frozenset[str], judge: Callable[
     return why
 
 
-def _corrected(model: Estimate, history: list[Artifact]) -> Estimate:
-    """The step's own estimate, its seconds corrected by how long the newest artifact of the step really took."""
-    if not history:
+def _corrected(model: Estimate, history: list[Artifact], recipe: str) -> Estimate:
+    """The step's own estimate, corrected by how long the step really took before: in this recipe, else in another.
+
+    Another recipe's work may be of quite another size, so it only serves where the model knew that size too.
+    """
+    own = next((artifact.manifest for artifact in history if artifact.manifest.recipe == recipe), None)
+    latest = own or next((artifact.manifest for artifact in history), None)
+    if latest is None:
         return model
-    latest = history[0].manifest
-    if model.seconds is None or not latest.estimated_seconds:
-        seconds: float | None = latest.seconds
-    else:
-        seconds = latest.seconds * model.seconds / latest.estimated_seconds
+    seconds = model.seconds
+    if seconds is not None and latest.estimated_seconds:
+        seconds = latest.seconds * seconds / latest.estimated_seconds
+    elif own is not None:
+        seconds = own.seconds
     return Estimate(model.disk, model.memory, seconds)
 
 

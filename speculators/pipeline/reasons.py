@@ -11,6 +11,7 @@ from typing import Any
 from speculators.pipeline.store import Artifact
 
 _SHOWN = 24  # characters of a value
+_ALIKE = 3  # differences up to which another recipe's artifact says anything about this one
 
 
 class Reason(str, Enum):
@@ -60,8 +61,10 @@ def why_missing(hashed: Mapping[str, Any], history: list[Artifact], recipe: str)
     """Why there is no artifact for `hashed`: compared with the newest of the same step, this recipe's own first."""
     if not history:
         return Why(Reason.NEW, "new")
-    nearest = next((artifact for artifact in history if artifact.manifest.recipe == recipe), history[0])
-    old = nearest.manifest.hashed
+    own = next((artifact for artifact in history if artifact.manifest.recipe == recipe), None)
+    old = (own or history[0]).manifest.hashed
+    if own is None and len(changes(old, hashed)) > _ALIKE:
+        return Why(Reason.NEW, "new")
     if old.get("version") != hashed["version"]:
         return Why(Reason.STEP_VERSION, f"step version: {old.get('version')} -> {hashed['version']}")
     for part, reason, label in (

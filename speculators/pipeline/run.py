@@ -64,6 +64,7 @@ class _Run:
     started: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     checked: bool = False
+    wrong: bool = False
     interruptions: int = 0
 
     def run(self) -> Outcome:
@@ -118,7 +119,7 @@ class _Run:
         """Run the steps in the order of their needs, until all are done or nothing more can start."""
         running: dict[Future[int], Planned] = {}
         waiting = list(steps)
-        with ThreadPoolExecutor(max_workers=max(1, len(steps))) as threads:
+        with ThreadPoolExecutor(max_workers=max(1, len(steps))) as threads, self._stopping_on_errors():
             while True:
                 if not self.interruptions and self._still_right():
                     for planned in list(waiting):
@@ -144,11 +145,11 @@ class _Run:
         if not self.checked:
             try:
                 self.checked = self.plan.assembly.check(self.artifacts)
-            except RecipeError as error:
+            except SpeculatorsError as error:
                 self.failures.append(error)
-                self.checked = True
+                self.checked = self.wrong = True
                 self.events.write("message", text=str(error))
-        return not any(isinstance(error, RecipeError) for error in self.failures)
+        return not self.wrong
 
     def _command(self, planned: Planned) -> Work:
         argv = (sys.executable, "-m", "speculators.pipeline.work", str(self.folder.path), planned.name)
@@ -209,7 +210,7 @@ class _Run:
             if not self.started and self.previous and carry_over(self.previous, self.folder.path, planned.step, plan):
                 self.events.write("step_cached", step=planned.name, artifact=None)
                 continue
-            with ThreadPoolExecutor(max_workers=1) as thread:
+            with ThreadPoolExecutor(max_workers=1) as thread, self._stopping_on_errors():
                 future = thread.submit(self.executor.run, self._command(planned))
                 while not future.done():
                     wait([future], timeout=_TICK_SECONDS)
@@ -229,6 +230,15 @@ class _Run:
     def _listen(self) -> None:
         for event in self.tail.read():
             self.listener(event)
+
+    @contextlib.contextmanager
+    def _stopping_on_errors(self) -> Iterator[None]:
+        """End the steps when the runner itself fails, for instance because nobody reads its output any more."""
+        try:
+            yield
+        except BaseException:
+            self.executor.stop()
+            raise
 
     @contextlib.contextmanager
     def _interruptions_noted(self) -> Iterator[None]:

@@ -114,7 +114,8 @@ def make(job: Job) -> Artifact:
         started, clock = now(), time.monotonic()
         job.events.write("step_started", step=job.step.name, resumed=any(output.iterdir()), pid=os.getpid())
         _check_external(job, "while this run was waiting")
-        job.step.run(_context(job, {name: artifact.path for name, artifact in inputs.items()}, output))
+        with remembering(job.store.digests):
+            job.step.run(_context(job, {name: artifact.path for name, artifact in inputs.items()}, output))
         _check_external(job, "while the step was running")
         for name, artifact in inputs.items():
             there = job.store.find(name, artifact.manifest.key)

@@ -30,4 +30,4 @@ def run(context: Context) -> None:
     context.report.metric(0, {"coverage": coverage.train, "coverage_holdout": coverage.holdout})
 
 
-STEP = Step("vocabulary", version=1, reads=("algorithm.draft_vocab_size",), inputs=("tokens",), run=run)
+STEP = Step("vocabulary", version=1, reads=("algorithm.draft_vocab_size",), inputs=("tokens",), run=run, light=True)

@@ -162,6 +162,14 @@ def test_estimates_follow_what_earlier_runs_took(toy):
     assert toy.plan({"shards": {"factor": 3}})["shards"].estimate.seconds == pytest.approx(took)
 
 
+def test_another_recipe_s_work_serves_as_it_is_and_explains_only_small_differences(toy):
+    toy.run()
+    assert not toy.plan({"name": "other"}).to_run
+    small = toy.plan({"name": "other", "numbers": {"count": 5}})
+    assert whys(small)["numbers"] == "numbers.count: default -> 5"
+    assert small["numbers"].estimate.seconds == toy.store.history("numbers")[0].manifest.seconds
+
+
 def test_a_graph_with_mistakes_is_refused():
     def nothing(context):
         pass

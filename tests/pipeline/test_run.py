@@ -157,6 +157,22 @@ def test_a_step_that_releases_an_input_lets_go_of_it_and_the_next_run_does_not_m
     }  # fmt: skip
 
 
+def test_a_runner_whose_listener_fails_ends_its_steps(toy, barrier):
+    from speculators.pipeline.executors.local import LocalExecutor
+    from speculators.pipeline.run import run_plan
+
+    barrier("shard-0")  # nobody ever opens it: the step would run for ever
+    plan, folder = toy.start({})
+
+    def deaf(event):
+        if event.get("step") == "shards":
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_plan(plan, folder, LocalExecutor(grace=0.5), listener=deaf)
+    assert not list(toy.store.artifacts.glob("shards-*"))
+
+
 def test_only_the_recipe_s_check_can_stop_a_run_before_the_next_step(toy, toy_graph, monkeypatch):
     from dataclasses import replace
 
