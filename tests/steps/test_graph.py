@@ -1,0 +1,83 @@
+"""The steps of real recipes as one graph: their order, and that each reads only what it declares."""
+
+import pytest
+
+from speculators.errors import RecipeError
+from speculators.pipeline.plan import make_plan, ordered
+from speculators.pipeline.step import Scope
+from speculators.pipeline.store import Store
+from speculators.recipe.load import load_recipe
+from speculators.steps import assemble, gathered_facts, graph, reassemble
+
+WHOLE = [
+    "verifier", "prompts", "answers", "tokens", "vocabulary", "hidden_states", "train", "checkpoint",
+    "acceptance", "benchmark-dense", "benchmark-speculator", "report",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tiny", "quickstart"])
+def test_a_whole_recipe_has_all_steps_and_they_are_in_order(name):
+    recipe = load_recipe(name).recipe
+    assert [step.name for step in graph(recipe)] == WHOLE
+    assert [step.name for step in ordered(graph(recipe))] == WHOLE
+
+
+def test_what_a_recipe_leaves_out_is_no_step():
+    recipe = load_recipe("tiny", sets=["data.regenerate=null", "eval.acceptance=null", "eval.benchmark=null"]).recipe
+    left = [step.name for step in ordered(graph(recipe))]
+    assert left == [n for n in WHOLE if n not in {"answers", "acceptance"} and not n.startswith("benchmark")]
+
+
+def test_planning_a_step_reads_only_what_it_declares():
+    """A view raises at anything else, so that the key covers all that can decide; `run` is held to it by the worker."""
+    loaded = load_recipe("tiny")
+    assembly = assemble(loaded.recipe, loaded.data)
+    for step in assembly.steps:
+        view = assembly.view(step.reads)
+        step.external(view)
+        step.estimate(Scope(view, gathered_facts(loaded.recipe, {})))
+        with pytest.raises(AttributeError):
+            _ = view.recipe
+
+
+def test_a_worker_s_recipe_is_the_planner_s(tmp_path):
+    loaded = load_recipe("tiny")
+    store = Store.open(tmp_path)
+    plans = [make_plan(made, store) for made in (assemble(loaded.recipe, loaded.data), reassemble(loaded.data))]
+    assert [step.key for step in plans[0].steps] == [step.key for step in plans[1].steps]
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        ("train.epochs=7", {"train"}),
+        ("data.max_length=100", {"tokens"}),
+        ("eval.acceptance.max_new_tokens=7", {"acceptance"}),
+        ("eval.benchmark.max_tokens=7", {"benchmark-dense", "benchmark-speculator"}),
+        ("verifier.engine.threads=1", set()),
+        ("train.checkpoint.every=7", set()),
+        ("description=other", set()),
+    ],
+)
+def test_a_change_reaches_exactly_the_steps_that_read_it(tmp_path, change, steps):
+    def configs(sets):
+        loaded = load_recipe("tiny", sets=sets)
+        plan = make_plan(assemble(loaded.recipe, loaded.data), Store.open(tmp_path))
+        return {step.name: step.hashed["config"] for step in plan.steps}
+
+    before, after = configs([]), configs([change])
+    assert {name for name in before if before[name] != after[name]} == steps
+
+
+def test_a_field_that_does_not_fit_the_verifier_is_found_while_planning(tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(
+        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,'
+        ' "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512, "rms_norm_eps": 1e-5,'
+        ' "max_position_embeddings": 512}'
+    )
+    sets = ["verifier.random=null", f"verifier.model={directory}", "algorithm.aux_layers=[0, 1, 3]"]
+    loaded = load_recipe("tiny", sets=sets)
+    with pytest.raises(RecipeError, match=r"aux_layers.* is 3, but .* has 2 layers"):
+        make_plan(assemble(loaded.recipe, loaded.data, loaded.origins), Store.open(tmp_path / "store"))
