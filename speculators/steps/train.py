@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from speculators.pipeline.step import Context, Estimate, Scope, Step
+
+if TYPE_CHECKING:
+    from speculators.recipe.shapes.recipe import Recipe
 
 _OPTIMIZER_COPIES = 4  # weights, gradients and two moments, all float32
 _SAVED_COPIES = 3  # the best draft, and one save with two moments
@@ -48,11 +53,17 @@ def estimate(scope: Scope) -> Estimate:
     return Estimate(disk=disk, memory=memory, seconds=seconds)
 
 
-STEP = Step(
-    "train",
-    version=1,
-    reads=("algorithm", "train", "seed"),
-    inputs=("verifier", "tokens", "hidden_states", "vocabulary"),
-    run=run,
-    estimate=estimate,
-)
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """Training; with `data.hidden_states.keep: until_trained` the states go once the draft is published."""
+    releases = ("hidden_states",) if recipe.data.hidden_states.keep == "until_trained" else ()
+    return (
+        Step(
+            "train",
+            version=1,
+            reads=("algorithm", "train", "seed"),
+            inputs=("verifier", "tokens", "hidden_states", "vocabulary"),
+            run=run,
+            estimate=estimate,
+            releases=releases,
+        ),
+    )
