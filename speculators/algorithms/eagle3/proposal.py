@@ -119,7 +119,7 @@ class Eagle3Proposal:
             parts = aux.chunk(len(network.fc_norm), -1)
             aux = torch.cat([norm(part) for norm, part in zip(network.fc_norm, parts, strict=True)], -1)
         fused: torch.Tensor = self._fc(aux)
-        return fused
+        return fused.to(aux.dtype)  # the residual stream is never rounded
 
     def _pass(
         self, cache: SlotCache, place: Place, ids: torch.Tensor, state: torch.Tensor, last: Sequence[int] | None
