@@ -1,8 +1,8 @@
 """Stored hidden states: sharded safetensors in document order, read by memory map.
 
-A shard holds `aux` [n, A*h], `last` [n, h] and `argmax` int32 [n] of consecutive documents, and their `lengths` int64; row
-r of a shard belongs to token `first_token + r` of the tokens artifact. `states.json`, written last, names the layers, the dtype, and what made
-them. A shard's file gets its name only when it is whole.
+A shard holds `aux` [n, A*h], `last` [n, h] and `argmax` int32 [n] of consecutive documents, and their `lengths` int64;
+row r of a shard belongs to token `first_token + r` of the tokens artifact. `states.json`, written last, names the
+layers, the dtype, and what made them. A shard's file gets its name only when it is whole.
 """
 
 from __future__ import annotations
