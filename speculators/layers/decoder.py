@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from speculators.layers.products import operand
 from speculators.layers.rotary import Tables, rotate
 
 
@@ -73,10 +74,12 @@ class DecoderLayer(nn.Module):
         `embeddings` [..., h] are read by a first layer only, `state` [..., h] is the stream so far.
         """
         if self.hidden_norm is None or embeddings is None:
-            return self.input_layernorm(state), state
+            return operand(self.self_attn.q_proj, self.input_layernorm(state)), state
         normed = self.hidden_norm(state)
         residual = normed if self.norm_before_residual else state
-        return torch.cat([self.input_layernorm(embeddings), normed], -1), residual
+        # All three projections read it: it is rounded once, if it is.
+        parts = [operand(self.self_attn.q_proj, part) for part in (self.input_layernorm(embeddings), normed)]
+        return torch.cat(parts, -1), residual
 
     def queries(self, x: torch.Tensor, tables: Tables) -> torch.Tensor:
         """Rotated queries [..., heads, d] of `x` from `enter`."""

@@ -48,10 +48,13 @@ class Rotary(nn.Module):
 
 
 def rotate(x: torch.Tensor, tables: Tables) -> torch.Tensor:
-    """Turn x [..., heads, head_dim] by `tables` [..., head_dim]; halves are paired, as in Llama. Keeps x's type."""
-    cos, sin = (table[..., None, :].to(x.dtype) for table in tables)
+    """Turn x [..., heads, head_dim] by `tables` [..., head_dim]; halves are paired, as in Llama.
+
+    The result has x's type; the turning itself is never done in less than float32.
+    """
+    cos, sin = (table[..., None, :] for table in tables)
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    return (x * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
 
 def frequencies(

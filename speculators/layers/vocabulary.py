@@ -54,8 +54,8 @@ class Teacher:
     ) -> None:
         """`rows` int64 [Vd] are the verifier ids of the draft's vocabulary; None is all of them.
 
-        `with_mass` also computes `log_mass`, at the price of the full vocabulary's products. `compute_dtype` is the
-        type of the products' operands.
+        `with_mass` also computes how much probability lies outside, at the price of the full vocabulary's products.
+        `compute_dtype` is the type of the products' operands.
         """
         self._head = head
         self._rows = (head.weight if rows is None else head.weight[rows]).to(compute_dtype)
@@ -63,18 +63,13 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities [n, Vd] after the positions whose streams `last` [n, h] are, and their log-mass [n].
+        """Logits [n, Vd] after the positions whose streams `last` [n, h] are, over the draft's vocabulary.
 
-        The former are renormalised to sum to one; the latter is what the draft's vocabulary has of the whole
-        probability, None when it was not asked for or is 1.
+        And the log-sum-exp [n] over the verifier's whole vocabulary; None when it was not asked for or is the same.
         """
         normed = self._head.normed(last)
-        logits = self._logits(normed, self._rows)
-        log_p = logits.log_softmax(-1)
-        if self._all is None:
-            return log_p, None
-        inside = logits[:, 0] - log_p[:, 0]  # log-sum-exp of the draft's vocabulary, without another pass
-        return log_p, inside - self._logits(normed, self._all).logsumexp(-1)
+        total = None if self._all is None else self._logits(normed, self._all).logsumexp(-1)
+        return self._logits(normed, self._rows), total
 
     def _logits(self, normed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return self._head.bend(functional.linear(normed.to(rows.dtype), rows).to(normed.dtype))

@@ -102,22 +102,24 @@ class _Work:
                 rows = slice(*torch.searchsorted(step.targets, bounds).tolist())
                 if rows.start == rows.stop:
                     continue
-                every = rows.stop - rows.start == len(target.log_p)
-                index = step.targets[rows].to(target.log_p.device) - start
+                every = rows.stop - rows.start == len(target.logits)
+                index = step.targets[rows].to(target.logits.device) - start
                 logits, low = self._logits(step.hidden[rows])
                 seen = target if every else target.rows(index)
-                values, gradient, terms = mix(Comparison(logits.log_softmax(-1), seen), self.losses)
+                pair = Comparison(logits, seen)
+                values, gradient, terms = mix(pair, self.losses)
                 judged = self.judged[number]
-                judged.values[rows], judged.best[rows] = values, logits.argmax(-1)
+                judged.values[rows], judged.best[rows] = values, pair.peak[1]
                 for name, term in terms.items():
                     judged.terms[name][rows] = term
                 total += torch.dot(values, step.weights[rows])
                 if to_hidden is None:
                     continue
-                slope = gradient.mul_(step.weights[rows, None]).to(self.rounded.dtype)
-                to_hidden[number][rows] = slope @ self.rounded
+                # A row's weight multiplies its narrow side of either product, not its logits.
+                slope, share = gradient.to(self.rounded.dtype), step.weights[rows, None]
+                to_hidden[number][rows] = (slope @ self.rounded) * share
                 if to_weight is not None:
-                    to_weight += slope.t() @ low
+                    to_weight += slope.t() @ (low * share).to(low.dtype)
         return total
 
     def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,67 +28,100 @@ Evaluated = tuple[torch.Tensor, torch.Tensor]
 """Value [n] and gradient with respect to the draft's logits [n, Vd]."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """The verifier's distributions over the draft's vocabulary at n positions.
+class _Softmax:
+    """A softmax over logits [n, v] of which only what is asked for is computed.
 
-    `log_p` [n, Vd] sums to one; `log_mass` [n] is the logarithm of what that vocabulary has of the verifier's whole
-    probability, None for all of it. `is_renormalized` says which of the two p the likelihood losses see.
+    Everything comes from one softmax: torch's exponential is several times slower than the one inside it, and the
+    log-sum-exp is the largest logit minus the logarithm of its probability, which is never below 1/v.
     """
 
-    log_p: torch.Tensor
-    log_mass: torch.Tensor | None = None
-    is_renormalized: bool = True
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether p, as the likelihood losses see it, sums to one."""
-        return self.is_renormalized or self.log_mass is None
+    logits: torch.Tensor
 
     @cached_property
-    def log_seen(self) -> torch.Tensor:
-        """log p as the likelihood losses see it, [n, Vd]."""
-        return self.log_p if self.is_renormalized else self.log_true
+    def peak(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest logit [n] and its id int64 [n]."""
+        values, ids = self.logits.max(-1)
+        return values, ids
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def lse(self) -> torch.Tensor:
+        """Log-sum-exp of the logits [n]."""
+        values, ids = self.peak
+        return values - self.probabilities.gather(-1, ids[:, None])[:, 0].log()
+
+    @cached_property
+    def log(self) -> torch.Tensor:
+        """Log-probabilities [n, v]."""
+        return self.logits - self.lse[:, None]
+
+
+@dataclass(frozen=True)
+class Target(_Softmax):
+    """The verifier's distributions over the draft's vocabulary at n positions.
+
+    `logits` [n, Vd]; `log_total` [n] is the log-sum-exp of the verifier's whole vocabulary, None when that is the
+    draft's. `is_renormalized` says whether the likelihood losses see p renormalised over the draft's vocabulary.
+    """
+
+    logits: torch.Tensor
+    log_total: torch.Tensor | None = None
+    is_renormalized: bool = True
+
+    @cached_property
+    def mass(self) -> torch.Tensor | None:
+        """What the draft's vocabulary has of the verifier's probability [n]; None for all of it."""
+        return None if self.log_total is None else (self.lse - self.log_total).exp()
+
+    @cached_property
+    def seen_mass(self) -> torch.Tensor | None:
+        """Sum of p as the likelihood losses see it [n]; None for 1."""
+        return None if self.is_renormalized else self.mass
 
     @cached_property
     def seen(self) -> torch.Tensor:
-        return self.log_seen.exp()
+        """p as the likelihood losses see it, [n, Vd]."""
+        return self.probabilities if self.is_renormalized else self.true
+
+    @cached_property
+    def log_seen(self) -> torch.Tensor:
+        return self.log if self.is_renormalized else self.log_true
 
     @cached_property
     def negative_entropy(self) -> torch.Tensor:
         """sum p log p of `seen` [n]."""
+        if self.seen_mass is None:
+            return _dot(self.probabilities, self.logits) - self.lse
         return _dot(self.seen, self.log_seen)
 
     @cached_property
-    def log_true(self) -> torch.Tensor:
-        """log p with the mass that the draft's vocabulary really has, [n, Vd]."""
-        return self.log_p if self.log_mass is None else self.log_p + self.log_mass[:, None]
-
-    @cached_property
     def true(self) -> torch.Tensor:
-        return self.seen if self.log_true is self.log_seen else self.log_true.exp()
+        """p with the mass that the draft's vocabulary really has, [n, Vd]."""
+        return self.probabilities if self.mass is None else self.probabilities * self.mass[:, None]
 
     @cached_property
-    def best(self) -> torch.Tensor:
-        """The most likely draft id, int64 [n, 1]."""
-        return self.log_p.argmax(-1, keepdim=True)
+    def log_true(self) -> torch.Tensor:
+        return self.log if self.log_total is None else self.logits - self.log_total[:, None]
 
     def rows(self, index: torch.Tensor) -> Target:
         """The distributions at some of the positions, int64 [m]."""
-        mass = None if self.log_mass is None else self.log_mass[index]
-        return Target(self.log_p[index], mass, self.is_renormalized)
+        total = None if self.log_total is None else self.log_total[index]
+        return Target(self.logits[index], total, self.is_renormalized)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The draft's distributions `log_q` [n, Vd] beside the verifier's."""
+class Comparison(_Softmax):
+    """The draft's distributions q, by their `logits` [n, Vd], beside the verifier's."""
 
-    log_q: torch.Tensor
+    logits: torch.Tensor
     target: Target
 
-    @cached_property
+    @property
     def q(self) -> torch.Tensor:
-        return self.log_q.exp()
+        return self.probabilities
 
     @cached_property
     def acceptance(self) -> torch.Tensor:
@@ -103,15 +136,16 @@ class Comparison:
 def kl(pair: Comparison) -> Evaluated:
     """KL(p || q)."""
     target = pair.target
-    value = target.negative_entropy - _dot(target.seen, pair.log_q)
-    if target.is_whole:
+    if target.seen_mass is None:
+        value = target.negative_entropy - _dot(target.seen, pair.logits) + pair.lse
         return value, pair.q - target.seen
-    return value, pair.q * target.seen.sum(-1, keepdim=True) - target.seen
+    value = target.negative_entropy - _dot(target.seen, pair.logits) + target.seen_mass * pair.lse
+    return value, pair.q * target.seen_mass[:, None] - target.seen
 
 
 def rkl(pair: Comparison) -> Evaluated:
     """KL(q || p)."""
-    ratio = pair.log_q - pair.target.log_seen
+    ratio = pair.log - pair.target.log_seen
     value = _dot(pair.q, ratio)
     return value, pair.q * (ratio - value[:, None])
 
@@ -119,17 +153,17 @@ def rkl(pair: Comparison) -> Evaluated:
 def jsd(pair: Comparison) -> Evaluated:
     """Jensen-Shannon divergence, in nats."""
     target = pair.target
-    log_middle = torch.logaddexp(pair.log_q, target.log_seen) - math.log(2.0)
-    from_q = pair.log_q - log_middle
+    log_middle = torch.logaddexp(pair.log, target.log_seen) - math.log(2.0)
+    from_q = pair.log - log_middle
     value = _dot(pair.q, from_q) + _dot(target.seen, target.log_seen - log_middle)
     return value / 2, pair.through_softmax(from_q / 2)
 
 
 def ce(pair: Comparison) -> Evaluated:
     """Cross-entropy against the verifier's most likely token of the draft's vocabulary."""
-    best = pair.target.best
+    best = pair.target.peak[1][:, None]
     gradient = pair.q.scatter_add(-1, best, -torch.ones_like(best, dtype=pair.q.dtype))
-    return -pair.log_q.gather(-1, best)[:, 0], gradient
+    return pair.lse - pair.logits.gather(-1, best)[:, 0], gradient
 
 
 def tv(pair: Comparison) -> Evaluated:
@@ -147,7 +181,7 @@ def lk(pair: Comparison) -> Evaluated:
     """KL where the draft is still far from the verifier, acceptance where it is near."""
     target = pair.target
     weight = torch.exp(-LK_RATE * pair.acceptance)
-    divergence = _dot(target.true, target.log_true - pair.log_q)
+    divergence = _dot(target.true, target.log_true - pair.log)
     missed, missed_gradient = tv(pair)
     gradient = pair.q * target.true.sum(-1, keepdim=True) - target.true
     gradient = gradient * weight[:, None] + missed_gradient * (1 - weight)[:, None]

@@ -20,7 +20,7 @@ from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.attention import chain_attention
-from speculators.layers.products import mix_precision, operand, rounded_weight
+from speculators.layers.products import mix_precision, rounded_weight
 from speculators.layers.vocabulary import Teacher, VerifierHead
 from speculators.losses.chunked import Judged, StepRows, chunked_loss
 from speculators.losses.distributions import LOSSES, NEED_TRUE_MASS, Target
@@ -153,11 +153,10 @@ class Eagle3Objective:
         for number in range(network.config.layers):
             block = network.layer(number)
             x, residual = block.enter(embeddings, state)
-            x = operand(block.self_attn.k_proj, x)
             prefix.append(block.keys_values(x, tables))
             documents = chains.whole_documents
             if number == network.config.layers - 1:  # the other layers' keys need their stream everywhere
-                x, residual = x[chains.in_context], residual[chains.in_context]
+                x, residual = (one.index_select(0, chains.in_context) for one in (x, residual))
                 tables = tables[0][chains.in_context], tables[1][chains.in_context]
                 documents = chains.documents
             attended = chain_attention(block.queries(x, tables), prefix[number], None, documents)
@@ -174,7 +173,7 @@ class Eagle3Objective:
                 weights = weights * self._network.t2d[batch.argmax[chains.roots[alive] + 1 + step]]
             weights = self._reduced(weights, chains.numbers[alive], batch)
             weights = weights * self._options.training_time_test.decay**step
-            rows.append(StepRows(self._network.norm(out[alive]), targets.of_step[step], weights))
+            rows.append(StepRows(self._network.norm(out.index_select(0, alive)), targets.of_step[step], weights))
         return rows
 
     def _reduced(self, counted: torch.Tensor, documents: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -187,13 +186,10 @@ class Eagle3Objective:
         return counted / sizes.clamp(min=1)[documents] / (sizes > 0).sum().clamp(min=1)
 
     def _target(self, last: torch.Tensor, where: slice) -> Target:
-        log_p, log_mass = self._teacher(last[where])
+        logits, total = self._teacher(last[where])
         dtype = self._network.norm.weight.dtype
-        return Target(
-            log_p.to(dtype),
-            None if log_mass is None else log_mass.to(dtype),
-            self._options.teacher == "renormalized",
-        )
+        is_renormalized = self._options.teacher == "renormalized"
+        return Target(logits.to(dtype), None if total is None else total.to(dtype), is_renormalized)
 
     def _hits(self, batch: Batch, chains: Chains, step: int, judged: Judged) -> torch.Tensor:
         """Where a step's most likely token is the verifier's own choice over its whole vocabulary, bool [A_j]."""
