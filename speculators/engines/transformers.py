@@ -155,7 +155,7 @@ class VerifierModel:
             capacity=capacity,
             dtype=self.compute_dtype,
             device=self.device,
-            keys_by_dimension=self.device.type == "cpu" and self.compute_dtype == torch.bfloat16,
+            for_products=self.device.type == "cpu" and self.compute_dtype == torch.bfloat16,
         )
 
     @torch.no_grad()

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+GROWTH = 64
+"""Positions by which what is held grows, when all of it is read at once."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -27,11 +30,8 @@ class Place:
     """First slot when the slots are first, first + 1, ...: reading is then a view."""
     positions: torch.Tensor
     """[B, width] int64 absolute positions, on the cache's device."""
-
-    @property
-    def end(self) -> int:
-        """Positions that must be looked at: the longest slot, new positions included."""
-        return max(self.starts) + self.width
+    end: int
+    """Positions that are read: at least the longest slot's, new ones included."""
 
     @property
     def level(self) -> bool:
@@ -42,7 +42,7 @@ class Place:
 def whole(rows: int, q: int, device: torch.device) -> Place:
     """The place of `rows` whole sequences of `q` positions each, outside any cache."""
     positions = torch.arange(q, device=device).expand(rows, q)
-    return Place(torch.arange(rows, device=device), (0,) * rows, q, 0, positions)
+    return Place(torch.arange(rows, device=device), (0,) * rows, q, 0, positions, q)
 
 
 class SlotCache:
@@ -50,6 +50,10 @@ class SlotCache:
 
     `lengths` is int64 [slots] on the CPU: positions in use. Memory is layers * slots * kv_heads * capacity *
     (head_dim + value_dim) elements; the operating system hands out CPU pages only when they are first written.
+
+    `for_products` suits attention by plain batched products: keys lie as [d, positions], and what is read is always
+    all that is held, so that the operands are contiguous and nothing is copied before multiplying. What is held grows
+    with the longest slot, in steps of `GROWTH` positions.
     """
 
     def __init__(
@@ -62,19 +66,16 @@ class SlotCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         value_dim: int | None = None,
-        keys_by_dimension: bool = False,
+        for_products: bool = False,
     ) -> None:
-        """`keys_by_dimension` lays keys out as [d, capacity]: plain products over them then run at memory speed."""
         self.layers, self.slots, self.capacity = layers, slots, capacity
         self.dtype, self.device = dtype, torch.device(device)
-        keys = (slots, kv_heads, head_dim, capacity) if keys_by_dimension else (slots, kv_heads, capacity, head_dim)
-        values = (slots, kv_heads, capacity, value_dim or head_dim)
-        # Zeros, not empty: a masked position still takes part in 0 * value, which must not be NaN.
-        self._keys = [torch.zeros(keys, dtype=dtype, device=device) for _ in range(layers)]
-        self._values = [torch.zeros(values, dtype=dtype, device=device) for _ in range(layers)]
-        if keys_by_dimension:
-            self._keys = [store.transpose(2, 3) for store in self._keys]
         self.lengths = torch.zeros(slots, dtype=torch.int64)
+        self._for_products, self._held = for_products, GROWTH if for_products else capacity
+        keys = (slots, kv_heads, self._held, head_dim)
+        values = (slots, kv_heads, self._held, value_dim or head_dim)
+        self._keys = [_store(keys, dtype, self.device, for_products) for _ in range(layers)]
+        self._values = [_store(values, dtype, self.device) for _ in range(layers)]
 
     def place(self, rows: torch.Tensor, q: int) -> Place:
         """Where the next `q` positions of slots `rows` [B] int64 go.
@@ -88,8 +89,12 @@ class SlotCache:
                 f"a slot would hold {max(starts) + q} positions, more than the cache's capacity of {self.capacity}"
             )
         side_by_side = all(number == numbers[0] + i for i, number in enumerate(numbers))
+        end = max(starts) + q
+        if self._for_products:
+            self._grow(end)
+            end = self._held
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(q, device=self.device)
-        return Place(rows.to(self.device), tuple(starts), q, numbers[0] if side_by_side else None, positions)
+        return Place(rows.to(self.device), tuple(starts), q, numbers[0] if side_by_side else None, positions, end)
 
     def write(
         self, layer: int, rows: torch.Tensor | Place, k: torch.Tensor, v: torch.Tensor
@@ -97,7 +102,7 @@ class SlotCache:
         """Put k and v [B, kv, q, d] at the end of each slot of `rows` and return all keys and values so far.
 
         The lengths do not change until `advance`. What comes back is [B, kv, L, d] with L the longest slot's length
-        plus q; positions beyond a row's own end are finite and meaningless: `mask` hides them.
+        plus q (`Place.end`); positions beyond a row's own end are finite and meaningless: `mask` hides them.
         """
         place = rows if isinstance(rows, Place) else self.place(rows, k.shape[2])
         return _put(self._keys[layer], place, k), _put(self._values[layer], place, v)
@@ -118,6 +123,17 @@ class SlotCache:
             store[destination, :, :length] = store[source, :, :length]
         self.lengths[destination] = length
 
+    def _grow(self, end: int) -> None:
+        """Hold at least `end` positions of every slot."""
+        if end <= self._held:
+            return
+        before, self._held = self._held, -(-end // GROWTH) * GROWTH
+        for stores, transposed in ((self._keys, True), (self._values, False)):
+            for layer, store in enumerate(stores):
+                shape = (*store.shape[:2], self._held, store.shape[3])
+                stores[layer] = _store(shape, self.dtype, self.device, transposed)
+                stores[layer][:, :, :before] = store
+
     def mask(self, rows: torch.Tensor | Place, q: int) -> torch.Tensor | None:
         """Which of the positions returned by `write` a new position may see: bool [B, 1, q, L], True is seen.
 
@@ -125,17 +141,29 @@ class SlotCache:
         either one per row with rows of equal length, or the whole of their sequences (plain causal attention).
         """
         place = rows if isinstance(rows, Place) else self.place(rows, q)
-        if place.level and (q == 1 or place.starts[0] == 0):
+        exact = place.end == place.starts[0] + q
+        if place.level and (place.starts[0] == 0 or (q == 1 and exact)):
             return None
         seen = torch.arange(place.end, device=self.device) <= place.positions[:, :, None]  # [B, q, L]
         return seen[:, None]
+
+
+def _store(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, transposed: bool = False) -> torch.Tensor:
+    """A store [slots, kv, positions, d], in memory [slots, kv, d, positions] if transposed.
+
+    Zeros, not empty: a masked position still takes part in 0 * value, which must not be NaN.
+    """
+    slots, kv, positions, size = shape
+    if transposed:
+        return torch.zeros(slots, kv, size, positions, dtype=dtype, device=device).transpose(2, 3)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _put(store: torch.Tensor, place: Place, new: torch.Tensor) -> torch.Tensor:
     """Write [B, kv, q, d] into a store [slots, kv, capacity, d]; return the rows up to the longest one's end."""
     first, count = place.first, len(place.starts)
     if first is not None and place.level:
-        store[first : first + count, :, place.starts[0] : place.end] = new
+        store[first : first + count, :, place.starts[0] : place.starts[0] + place.width] = new
     else:
         store[place.rows[:, None], :, place.positions] = new.transpose(1, 2).to(store.dtype)
     if first is not None:

@@ -14,8 +14,8 @@ def numbered(rows: int, q: int, first: int) -> torch.Tensor:
     return values[:, None, :, None].expand(rows, 2, q, 3).contiguous()
 
 
-def new_cache() -> SlotCache:
-    return SlotCache(layers=2, slots=4, kv_heads=2, head_dim=3, capacity=8)
+def new_cache(for_products: bool = False) -> SlotCache:
+    return SlotCache(layers=2, slots=4, kv_heads=2, head_dim=3, capacity=8, for_products=for_products)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [3, 0, 2]])
@@ -53,6 +53,31 @@ def test_layers_are_separate() -> None:
     cache.write(0, rows, numbered(1, 2, 0), numbered(1, 2, 0))
     keys, _ = cache.write(1, rows, numbered(1, 2, 7), numbered(1, 2, 7))
     assert torch.equal(keys, numbered(1, 2, 7))
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 0, 2]])
+def test_a_cache_for_products_holds_the_same_and_is_read_without_a_copy(rows: list[int]) -> None:
+    plain, cache = (SlotCache(1, 4, 2, 3, capacity=300, for_products=way) for way in (False, True))
+    slots = torch.tensor(rows)
+    for step, q in enumerate((5, 60, 1, 70, 1, 1)):
+        new = torch.randn(3, 2, q, 3, generator=torch.Generator().manual_seed(step))
+        expected, found = plain.write(0, slots, new, new + 1), cache.write(0, slots, new, new + 1)
+        length = expected[0].shape[2]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours[:, :, :length], theirs)
+            assert not ours[:, :, length:].any()
+        if rows[0] == 0:
+            assert found[0].transpose(2, 3).is_contiguous()
+            assert found[1].is_contiguous()
+        seen, hidden = plain.mask(slots, q), cache.mask(slots, q)
+        if seen is not None:
+            assert hidden is not None
+            assert torch.equal(hidden[..., :length], seen)
+            assert not hidden[..., length:].any()
+        for one in (plain, cache):
+            one.advance(slots, q)
+            one.crop(slots[:1], 30 * (step + 1))
+    assert torch.equal(plain.lengths, cache.lengths)
 
 
 def test_no_mask_is_made_where_none_is_needed() -> None:
