@@ -17,7 +17,7 @@ from speculators.decoding.chain import DraftSide, Verdict, agreement, by_ratio
 from speculators.decoding.drafter import Drafter, Proposed
 from speculators.decoding.models import Output, Proposal, Verifier
 from speculators.decoding.request import Commit, Request
-from speculators.decoding.sampling import Uniforms, distributions, draw
+from speculators.decoding.sampling import Uniforms, choose, distributions
 
 Drafting = Literal["greedy", "sampled"]
 
@@ -152,7 +152,7 @@ class Decoder:
         if self._drafter is not None:
             self._drafter.read(rows, ids[:, 1:], out, [length - 1] * len(group))
             self._drafter.keep(rows, out, start=length - 1)
-        verdicts = self._agree(group, out)
+        verdicts = self._agree(group, _logits(out))
         return [self._commit(*each, 0, length) for each in zip(rows, group, verdicts, strict=True)]
 
     def _read_ragged(self, rows: list[int], group: list[_Sequence]) -> None:
@@ -183,7 +183,7 @@ class Decoder:
         if self._drafter is None or k == 0:
             proposed = None
             out = self._pass(newest, rows, "last")
-            verdicts = self._agree(running, out)
+            verdicts = self._agree(running, _logits(out))
         else:
             proposed = self._propose(self._drafter, running, k)
             out = self._pass(torch.cat([newest.to(proposed.ids.device), proposed.ids], dim=1), rows, "all")
@@ -206,29 +206,32 @@ class Decoder:
     def _judge(self, running: list[_Sequence], out: Output, proposed: Proposed, limits: list[int]) -> list[Verdict]:
         """A verdict for each sequence on at most its limit of the proposals."""
         ids: list[list[int]] = proposed.ids.tolist()
+        logits = _logits(out)
         if proposed.draft_ids is None or proposed.q is None:
-            return self._agree(running, out, ids, limits)
-        p = distributions(_logits(out), [one.request for one in running])
+            return self._agree(running, logits, ids, limits)
         target_ids = None if self._drafter is None else self._drafter.target_ids
-        verdicts = []
-        for i, one in enumerate(running):
-            if one.request.is_greedy:
-                verdicts.append(agreement(p[i].argmax(-1).tolist(), ids[i], limits[i]))
-            else:
-                draft = DraftSide(ids[i], proposed.draft_ids[i], proposed.q[i], target_ids)
-                verdicts.append(by_ratio(p[i], draft, one.uniforms, limits[i]))
-        return verdicts
+        verdicts: dict[int, Verdict] = {}
+        drawn = [i for i, one in enumerate(running) if limits[i] and not one.request.is_greedy]
+        for i, p in zip(drawn, distributions(logits[drawn], [running[i].request for i in drawn]), strict=True):
+            draft = DraftSide(ids[i], proposed.draft_ids[i], proposed.q[i], target_ids)
+            verdicts[i] = by_ratio(p, draft, running[i].uniforms, limits[i])
+        others = [i for i in range(len(running)) if i not in verdicts]
+        agreed = self._agree(
+            [running[i] for i in others], logits[others], [ids[i] for i in others], [limits[i] for i in others]
+        )
+        verdicts.update(zip(others, agreed, strict=True))
+        return [verdicts[i] for i in range(len(running))]
 
     def _agree(
         self,
         running: list[_Sequence],
-        out: Output,
+        logits: torch.Tensor,
         ids: list[list[int]] | None = None,
         limits: list[int] | None = None,
     ) -> list[Verdict]:
         """Verdicts by agreement with the verifier's own choices; without proposals, its next token for each."""
         verdicts = []
-        for i, (one, own) in enumerate(zip(running, self._own(running, _logits(out)), strict=True)):
+        for i, (one, own) in enumerate(zip(running, self._own(running, logits), strict=True)):
             verdict = agreement(own, ids[i], limits[i]) if ids and limits else Verdict(0, own[:1])
             if not one.request.is_greedy:
                 one.uniforms.drop(len(verdict.tokens))
@@ -244,8 +247,8 @@ class Decoder:
             own = [[] for _ in running]
         if sampled:
             chosen = [running[i] for i in sampled]
-            p = distributions(logits[sampled], [one.request for one in chosen])
-            ids: list[list[int]] = draw(p, [one.uniforms.peek(logits.shape[1]) for one in chosen]).tolist()
+            ahead = [one.uniforms.peek(logits.shape[1]) for one in chosen]
+            ids: list[list[int]] = choose(logits[sampled], [one.request for one in chosen], ahead).tolist()
             for i, tokens in zip(sampled, ids, strict=True):
                 own[i] = tokens
         return own

@@ -11,11 +11,16 @@ import random
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
 from speculators.decoding.request import Request
 
 _NUCLEUS_GUESS = 1024
 """Candidates among which a nucleus is looked for before the whole vocabulary is sorted."""
+_DRAWS_OF_A_NUCLEUS = 4
+"""Times a token is drawn from the whole vocabulary, in the hope that it lies in the nucleus."""
+_BLOCK = 128
+"""Tokens whose weights are first summed together: only one block's cumulative sum is ever taken."""
 
 
 class Uniforms:
@@ -84,6 +89,43 @@ def truncated(probabilities: torch.Tensor, top_k: int | None, top_p: float) -> t
     return kept / kept.sum(-1, keepdim=True)
 
 
+def choose(logits: torch.Tensor, requests: Sequence[Request], uniforms: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Token ids [n, w] from `distributions` of `logits` [n, w, V], one uniform number each; no request is greedy.
+
+    A nucleus (top-p) is not built: a token is drawn from all, looked at, and drawn again while it lies outside, with
+    numbers that follow from the first. That takes a tenth of the time of sorting a vocabulary.
+    """
+    scale = torch.tensor([request.temperature for request in requests], device=logits.device)
+    flat = torch.softmax(logits.float() / scale[:, None, None], dim=-1).flatten(0, 1)  # [n * w, V]
+    each = [request for request in requests for _ in range(logits.shape[1])]
+    numbers = [number for row in uniforms for number in row]
+    for row, request in enumerate(each):
+        if request.top_k is not None:  # a few tokens: the distribution itself is quickly made
+            flat[row] = truncated(flat[row], request.top_k, request.top_p)
+    ids = draw(flat, numbers)
+    waiting = [row for row, request in enumerate(each) if request.top_k is None and request.top_p < 1]
+    streams = {row: random.Random(numbers[row]) for row in waiting}  # noqa: S311  sampling text is not cryptography
+    for attempt in range(_DRAWS_OF_A_NUCLEUS):
+        waiting = _outside(flat, ids, waiting, [each[row].top_p for row in waiting])
+        if not waiting:
+            break
+        left = flat[waiting]
+        if attempt == _DRAWS_OF_A_NUCLEUS - 1:  # a narrow one, seldom hit: it is built after all
+            left = torch.stack([truncated(p, None, each[row].top_p) for p, row in zip(left, waiting, strict=True)])
+        ids[waiting] = draw(left, [streams[row].random() for row in waiting])
+    return ids.view(logits.shape[:2])
+
+
+def _outside(probabilities: torch.Tensor, ids: torch.Tensor, rows: Sequence[int], top_p: Sequence[float]) -> list[int]:
+    """Those of `rows` whose token is not among the fewest likeliest with mass `top_p`."""
+    if not rows:
+        return []
+    p, own = probabilities[rows], ids[rows][:, None]
+    likelier = p > p.gather(-1, own)
+    mass = torch.where(likelier, p, 0.0).sum(-1).tolist()
+    return [row for row, before, limit in zip(rows, mass, top_p, strict=True) if before >= limit]
+
+
 def draw(weights: torch.Tensor, uniforms: float | Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
     """Token ids [...] drawn from non-negative `weights` [..., V] (of any sum) at `uniforms` [...], each in [0, 1).
 
@@ -91,7 +133,19 @@ def draw(weights: torch.Tensor, uniforms: float | Sequence[float] | Sequence[Seq
     """
     # Sums over a vocabulary need more digits than float32 has; Apple's GPUs have no others.
     precise = torch.float32 if weights.device.type == "mps" else torch.float64
-    cumulative = weights.cumsum(-1, dtype=precise)
-    targets = torch.tensor(uniforms, dtype=precise, device=weights.device)[..., None] * cumulative[..., -1:]
-    ids = torch.searchsorted(cumulative, targets, right=True)
-    return ids[..., 0].clamp_(max=weights.shape[-1] - 1)
+    size = weights.shape[-1]
+    padded = functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
+    blocks = padded.unflatten(-1, (-1, _BLOCK))
+    whole = blocks.sum(-1).to(precise).cumsum(-1)
+    target = torch.tensor(uniforms, dtype=precise, device=weights.device)[..., None] * whole[..., -1:]
+    block = _first_above(whole, target)
+    before = torch.where(block > 0, whole.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    index = block[..., None].expand(*block.shape, _BLOCK)
+    inner = blocks.gather(-2, index)[..., 0, :].to(precise).cumsum(-1)
+    return (block * _BLOCK + _first_above(inner, target - before))[..., 0]
+
+
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """First place [..., 1] whose sum is above `target` [..., 1], or that reaches the total if rounding left none."""
+    found = torch.searchsorted(cumulative, target, right=True)
+    return found.minimum(torch.searchsorted(cumulative, cumulative[..., -1:].contiguous()))

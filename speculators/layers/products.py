@@ -6,6 +6,8 @@ rounded, forward and backward. Measured on a CPU with bfloat16 units this is fou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,15 +25,12 @@ class MixedLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.dtype = dtype
-        self._rounded: torch.Tensor | None = None
-        self._version = -1  # torch counts every in-place change of a tensor
+        self._held: torch.Tensor | None = None
 
     @property
     def rounded(self) -> torch.Tensor:
-        """The weight in `dtype`, rounded again only after the optimizer has changed it."""
-        if self._rounded is None or self._version != self.weight._version or self._rounded.device != self.weight.device:
-            self._rounded, self._version = self.weight.detach().to(self.dtype), self.weight._version
-        return self._rounded
+        """The weight in `dtype`, as it is now."""
+        return self.weight.detach().to(self.dtype) if self._held is None else self._held
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = _Product.apply(x, self.weight, self.rounded)  # type: ignore[no-untyped-call]
@@ -52,6 +51,22 @@ def mix_precision(module: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, MixedLinear(child.weight, dtype))
         else:
             mix_precision(child, dtype)
+
+
+@contextmanager
+def weights_rounded_once(module: nn.Module) -> Iterator[None]:
+    """Inside, every `MixedLinear` of `module` multiplies by a weight that was rounded on entering.
+
+    The weights must not change there. (Tensors' version counters cannot tell: fused optimizers do not raise them.)
+    """
+    mixed = [child for child in module.modules() if isinstance(child, MixedLinear)]
+    for linear in mixed:
+        linear._held = linear.rounded
+    try:
+        yield
+    finally:
+        for linear in mixed:
+            linear._held = None
 
 
 def operand(linear: Any, x: torch.Tensor) -> torch.Tensor:

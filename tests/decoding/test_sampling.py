@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speculators.decoding.request import Request
-from speculators.decoding.sampling import Uniforms, distributions, draw, truncated
+from speculators.decoding.sampling import Uniforms, choose, distributions, draw, truncated
 
 
 def _slow(logits: list[float], temperature: float, top_k: int | None, top_p: float) -> list[float]:
@@ -61,3 +61,47 @@ def test_uniforms_looked_at_are_not_used_up() -> None:
     assert other.take(5) == ahead
     assert Uniforms(4).take(5) != ahead
     assert all(0 <= number < 1 for number in ahead)
+
+
+@pytest.mark.parametrize("size", [6, 128, 300])
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(50, 2, size, generator=generator) * (torch.rand(50, 2, size, generator=generator) > 0.4)
+    weights[..., 1] = 1.0
+    uniforms = torch.rand(50, 2, generator=generator, dtype=torch.float64)
+    cumulative = weights.double().cumsum(-1)
+    wanted = torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    assert torch.equal(draw(weights, uniforms.tolist()), wanted)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, None, 1.0), (0.7, None, 0.8), (1.5, None, 0.2), (1.0, 5, 0.9)]
+)
+def test_chosen_tokens_have_the_distribution_of_the_request(
+    temperature: float, top_k: int | None, top_p: float
+) -> None:
+    """Chi-square over 40,000 draws, at two positions of different logits."""
+    count = 40_000
+    logits = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(1)) * 2
+    request = Request([0], 1, temperature, top_p, top_k)
+    stream = Uniforms(7)
+    found = choose(logits.expand(count, -1, -1), [request] * count, [stream.take(2) for _ in range(count)])
+    wanted = distributions(logits, [request])[0]
+    for position in range(2):
+        expected = wanted[position].double() * count
+        observed = found[:, position].bincount(minlength=30).double()
+        possible = expected > 0
+        assert not observed[~possible].any()
+        square = float(((observed - expected)[possible] ** 2 / expected[possible]).sum())
+        freedom = int(possible.sum()) - 1
+        assert square < freedom + 5 * (2 * max(freedom, 1)) ** 0.5
+
+
+def test_a_choice_depends_on_its_own_number_alone() -> None:
+    logits = torch.randn(6, 3, 500, generator=torch.Generator().manual_seed(2))
+    requests = [Request([0], 1, 1.0, top_p) for top_p in (1.0, 0.9, 0.5, 0.1, 0.02, 0.9)]
+    numbers = [Uniforms(seed).take(3) for seed in range(6)]
+    together = choose(logits, requests, numbers)
+    for row in range(6):
+        alone = choose(logits[row : row + 1, :2], requests[row : row + 1], [numbers[row][:2]])
+        assert alone[0].tolist() == together[row, :2].tolist()

@@ -20,7 +20,7 @@ from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.attention import chain_attention
-from speculators.layers.products import mix_precision, rounded_weight
+from speculators.layers.products import mix_precision, rounded_weight, weights_rounded_once
 from speculators.layers.vocabulary import Teacher, VerifierHead
 from speculators.losses.chunked import Judged, StepRows, chunked_loss
 from speculators.losses.distributions import LOSSES, NEED_TRUE_MASS, Target
@@ -93,6 +93,10 @@ class Eagle3Objective:
         if not len(chains.roots):
             nothing = torch.zeros((), requires_grad=torch.is_grad_enabled())
             return Evaluation(nothing, {}, Accepted(chains.roots, chains.roots))
+        with weights_rounded_once(self._network):
+            return self._judged(batch, chains, noise)
+
+    def _judged(self, batch: Batch, chains: Chains, noise: torch.Generator | None) -> Evaluation:
         outs = self._unroll(batch, chains, noise)
         targets = _targets(chains)
         rows = self._rows(batch, chains, targets, outs)
