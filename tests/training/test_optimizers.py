@@ -1,0 +1,85 @@
+"""Which parameter which optimizer takes, clipping, and the rate over time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from speculators.layers.products import mix_precision, weights_rounded_once
+from speculators.recipe.shapes.train import AdamW, Muon, Schedule
+from speculators.training.optimizers import Optimizer, is_hidden_matrix
+from speculators.training.schedules import rate
+
+ADAMW = AdamW(learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.95), epsilon=1e-8)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_head = nn.Linear(3, 5, bias=False)
+        self.fc = nn.Linear(3, 3, bias=False)
+        self.norm = nn.RMSNorm(3)
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+
+def with_gradients(network: nn.Module, value: float) -> None:
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+def test_muon_takes_hidden_matrices_only() -> None:
+    taken = {name for name, parameter in Small().named_parameters() if is_hidden_matrix(name, parameter)}
+    assert taken == {"fc.weight"}
+
+
+def test_weight_decay_is_for_matrices_only() -> None:
+    network = Small()
+    with_gradients(network, 0.0)
+    Optimizer(network, ADAMW).step(1.0, None)
+    assert torch.allclose(network.fc.weight, torch.full((3, 3), 1 - 0.1 * 0.5))
+    assert torch.equal(network.norm.weight, torch.ones(3))
+
+
+def test_a_first_step_of_adamw_is_the_learning_rate_times_the_rate() -> None:
+    network = Small()
+    with_gradients(network, 2.0)
+    Optimizer(network, AdamW(0.1, 0.0, (0.9, 0.95), 1e-8)).step(0.25, None)
+    assert torch.allclose(network.norm.weight, torch.full((3,), 1 - 0.025), atol=1e-6)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_norm_is_over_all_parameters_and_told_before_clipping() -> None:
+    network = Small()
+    with_gradients(network, 2.0)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    optimizer = Optimizer(network, Muon(0.1, 0.1, 0.0, 0.95))
+    assert optimizer.step(1.0, 1.0) == pytest.approx(2 * math.sqrt(count))
+
+
+@pytest.mark.parametrize("options", [ADAMW, Muon(0.1, 0.1, 0.0, 0.95)])
+def test_rounded_weights_follow_every_step(options: AdamW | Muon) -> None:
+    network = Small()
+    mix_precision(network, torch.bfloat16)
+    optimizer, x = Optimizer(network, options), torch.ones(1, 3)
+    for _ in range(3):
+        with weights_rounded_once(network):
+            held = network.lm_head(x) + network.fc(x).sum()
+        plain = nn.functional.linear(x, network.lm_head.weight) + nn.functional.linear(x, network.fc.weight).sum()
+        torch.testing.assert_close(held.float(), plain, rtol=0.03, atol=0.03)
+        with_gradients(network, 1.0)
+        optimizer.step(1.0, None)
+
+
+def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
+    cosine = Schedule(type="cosine", warmup=0.1, final=0.05)
+    rates = [rate(cosine, step, 100) for step in range(100)]
+    assert all(0 < one <= 1 for one in rates)
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates.index(max(rates)) in range(8, 12)
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)
+    assert rates[12:] == sorted(rates[12:], reverse=True)
+    assert {rate(Schedule(type="constant", warmup=0.0, final=0.0), step, 9) for step in range(9)} == {1.0}
