@@ -177,6 +177,8 @@ class Decoder:
         self._close_gaps()
         running = [one for one in self._rows if one is not None]
         rows = range(len(running))
+        if len(rows) < self.slots:
+            self._cache.crop(self._numbers[len(rows) :], 0)
         newest = torch.tensor([[one.newest] for one in running])
         limits = [one.limit(self._k) for one in running]
         k = max(limits)

@@ -14,6 +14,8 @@ import torch
 
 GROWTH = 64
 """Positions by which what is held grows, when all of it is read at once."""
+SPARE = 0.7
+"""What is held shrinks when so small a share of it is needed."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class SlotCache:
     (head_dim + value_dim) elements; the operating system hands out CPU pages only when they are first written.
 
     `for_products` suits attention by plain batched products: keys lie as [d, positions], and what is read is always
-    all that is held, so that the operands are contiguous and nothing is copied before multiplying. What is held grows
-    with the longest slot, in steps of `GROWTH` positions.
+    all that is held, so that the operands are contiguous and nothing is copied before multiplying. What is held follows
+    the longest slot, in steps of `GROWTH` positions; a slot that is no longer used must be cropped to 0.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class SlotCache:
         side_by_side = all(number == numbers[0] + i for i, number in enumerate(numbers))
         end = max(starts) + q
         if self._for_products:
-            self._grow(end)
+            self._hold(max(end, int(self.lengths.max())))
             end = self._held
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(q, device=self.device)
         return Place(rows.to(self.device), tuple(starts), q, numbers[0] if side_by_side else None, positions, end)
@@ -117,22 +119,25 @@ class SlotCache:
         self.lengths[rows.cpu()] = torch.minimum(self.lengths[rows.cpu()], kept)
 
     def move(self, source: int, destination: int) -> None:
-        """Copy the sequence of one slot over another, so that running slots can be kept side by side."""
+        """Put the sequence of one slot in another's place, so that running slots can be kept side by side."""
         length = int(self.lengths[source])
         for store in (*self._keys, *self._values):
             store[destination, :, :length] = store[source, :, :length]
         self.lengths[destination] = length
+        self.lengths[source] = 0
 
-    def _grow(self, end: int) -> None:
-        """Hold at least `end` positions of every slot."""
-        if end <= self._held:
+    def _hold(self, end: int) -> None:
+        """Hold at least `end` positions of every slot, and not many more."""
+        needed = -(-end // GROWTH) * GROWTH
+        if self._held * SPARE <= needed <= self._held:
             return
-        before, self._held = self._held, -(-end // GROWTH) * GROWTH
+        self._held = needed
         for stores, transposed in ((self._keys, True), (self._values, False)):
             for layer, store in enumerate(stores):
-                shape = (*store.shape[:2], self._held, store.shape[3])
+                shape = (*store.shape[:2], needed, store.shape[3])
                 stores[layer] = _store(shape, self.dtype, self.device, transposed)
-                stores[layer][:, :, :before] = store
+                kept = min(needed, store.shape[2])
+                stores[layer][:, :, :kept] = store[:, :, :kept]
 
     def mask(self, rows: torch.Tensor | Place, q: int) -> torch.Tensor | None:
         """Which of the positions returned by `write` a new position may see: bool [B, 1, q, L], True is seen.

@@ -80,6 +80,26 @@ def test_a_cache_for_products_holds_the_same_and_is_read_without_a_copy(rows: li
     assert torch.equal(plain.lengths, cache.lengths)
 
 
+def test_a_cache_for_products_holds_no_more_than_its_longest_slot_needs() -> None:
+    plain, cache = (SlotCache(1, 3, 2, 3, capacity=400, for_products=way) for way in (False, True))
+    every, short = torch.tensor([0, 1, 2]), torch.tensor([0, 1])
+    for one in (plain, cache):
+        new = torch.randn(3, 2, 300, 3, generator=torch.Generator().manual_seed(0))
+        assert one.write(0, every, new, new)[0].shape[2] >= 300
+        one.advance(every, 300)
+        one.crop(every, [40, 70, 300])
+        assert one.place(short, 1).end >= 71
+        one.crop(every[2:], 0)
+    assert cache.place(short, 1).end == 128, "the longest slot is gone"
+    new = torch.randn(2, 2, 1, 3, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(cache.write(0, short, new, new), plain.write(0, short, new, new), strict=True):
+        seen = cache.mask(short, 1)
+        assert seen is not None
+        for row, length in enumerate((41, 71)):
+            assert torch.equal(ours[row, :, :length], theirs[row, :, :length])
+            assert seen[row].sum() == length
+
+
 def test_no_mask_is_made_where_none_is_needed() -> None:
     cache, both = new_cache(), torch.tensor([0, 1])
     assert cache.mask(both, 3) is None, "the whole of a sequence: causal"
@@ -102,6 +122,6 @@ def test_a_moved_slot_is_the_same_sequence() -> None:
     cache.write(0, torch.tensor([3]), numbered(1, 4, 0), numbered(1, 4, 0))
     cache.advance(torch.tensor([3]), 4)
     cache.move(3, 0)
-    assert cache.lengths.tolist() == [4, 0, 0, 4]
+    assert cache.lengths.tolist() == [4, 0, 0, 0]
     keys, _ = cache.write(0, torch.tensor([0]), numbered(1, 1, 4), numbered(1, 1, 4))
     assert torch.equal(keys, numbered(1, 5, 0))
