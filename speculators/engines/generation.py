@@ -13,7 +13,7 @@ from speculators.engines.transformers import VerifierModel
 MOST_SLOTS = 160
 """Rows of a batch. More make no matrix product faster, and all of them wait for the longest."""
 REFILL = 2
-"""A batch is refilled when one of so many slots is free: rows of one age are equally long, so little is read in vain."""
+"""A batch is refilled when one of so many slots is free: rows of one age are equally long, little is read in vain."""
 SMALLEST_BATCH = 512
 """Requests that need up to so many tokens share a batch; above, each batch takes those up to twice as long."""
 
