@@ -101,6 +101,13 @@ def our_states(verifier: VerifierModel, documents: list[list[int]]) -> int:
     return sum(len(states.argmax) for states in found)
 
 
+def same(mine: list[int], theirs: list[int], end: int | list[int]) -> bool:
+    """Whether two texts are equal up to where the first one ends; the peer was forbidden to end."""
+    ends = {end} if isinstance(end, int) else set(end)
+    length = next((place for place, token in enumerate(mine) if token in ends), len(mine))
+    return mine[:length] == theirs[:length]
+
+
 def chains(arguments: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Any]:
     """Tokens a second of one sequence at a time, without a draft and with k = 1, 2, ... proposals, in float32."""
     network = load_eagle3(Path(arguments.draft))
@@ -132,7 +139,8 @@ def beside_transformers(arguments: argparse.Namespace, prompts: list[list[int]])
         "ours": total / seconds,
         "transformers": total / peer_seconds,
         "ratio": peer_seconds / seconds,
-        "equal_texts": sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(prompts),
+        "equal_texts": sum(same(*pair, peer.generation_config.eos_token_id) for pair in zip(mine, theirs, strict=True))
+        / len(prompts),
     }
     documents = [prompt + text for prompt, text in zip(prompts, mine, strict=True)]
     seconds, tokens = timed(lambda: our_states(ours, documents))
