@@ -135,7 +135,7 @@ def draw(weights: torch.Tensor, uniforms: float | Sequence[float] | Sequence[Seq
     precise = torch.float32 if weights.device.type == "mps" else torch.float64
     size = weights.shape[-1]
     padded = functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
-    blocks = padded.unflatten(-1, (-1, _BLOCK))
+    blocks = padded.reshape(*padded.shape[:-1], -1, _BLOCK)
     whole = blocks.sum(-1).to(precise).cumsum(-1)
     target = torch.tensor(uniforms, dtype=precise, device=weights.device)[..., None] * whole[..., -1:]
     block = _first_above(whole, target)

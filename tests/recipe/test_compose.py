@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from speculators.errors import UsageError
 from speculators.recipe.compose import compose, find_recipe, merge
-from speculators.recipe.load import Loaded
+from speculators.recipe.load import Loaded, load_recipe
 from speculators.recipe.nodes import Node, Text, plain
+from speculators.shipped import shipped_folder
 
 Load = Callable[..., Loaded]
 HERE = Text("some.yaml", "", Path())
@@ -146,6 +147,11 @@ def test_shipped_recipes_are_found_by_name_from_anywhere() -> None:
     for name in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml", "./recipes/quickstart.yaml"):
         assert find_recipe(name).name == "quickstart.yaml"
     assert find_recipe("bases/eagle3.yaml").name == "eagle3.yaml"
+
+
+@pytest.mark.parametrize("file", sorted(shipped_folder("recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_is_valid(file: Path) -> None:
+    assert load_recipe(file).recipe.name == file.stem
 
 
 def test_a_file_here_goes_before_a_shipped_recipe_of_that_name(tmp_path: Path) -> None:

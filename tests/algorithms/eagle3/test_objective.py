@@ -372,7 +372,8 @@ def test_feature_noise_is_the_generators_and_only_with_one(tiny_network: Build) 
     batch = batch_for(MASKS["gaps"])
 
     def loss(seed: int | None) -> float:
-        return float(objective.evaluate(batch, None if seed is None else torch.Generator().manual_seed(seed)).loss)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return objective.evaluate(batch, generator).loss.item()
 
     assert loss(1) == loss(1)
     assert len({loss(1), loss(2), loss(None)}) == 3
@@ -395,7 +396,7 @@ def test_bfloat16_products_change_the_loss_and_gradients_only_a_little(tiny_netw
             name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None
         }
         assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
-        found.append((float(result.loss), gradients))
+        found.append((result.loss.item(), gradients))
     (exact, exact_gradients), (rounded, rounded_gradients) = found
     assert rounded == pytest.approx(exact, rel=0.02)
     assert exact_gradients.keys() == rounded_gradients.keys()
