@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 WORKING = {"answers", "train", "acceptance"}
@@ -39,6 +40,12 @@ def outcome(folder: Path):
         (latest / "steps/checkpoint/model.safetensors").read_bytes(),
         {name: {key: measured[key] for key in kept} for name, measured in figures.items()},
     )
+
+
+def still_running(store: Path) -> list[list[str]]:
+    """Commands that still have something of the store among their arguments."""
+    found = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in found if any(str(store) in argument for argument in command)]
 
 
 def wait_for(process: subprocess.Popen[str], step: str) -> int:
@@ -81,6 +88,7 @@ def test_a_kill_in_every_step_loses_nothing_finished_and_changes_nothing(
     assert [found[name]["status"] for name in steps] == ["cached"] * (len(steps) - 1) + ["finished"]
     assert outcome(tmp_path) == untouched
     assert speculators("cache", "verify", folder=tmp_path, store=store).returncode == 0
+    assert still_running(store) == []
 
 
 @pytest.mark.timeout(300)
