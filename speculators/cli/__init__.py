@@ -5,6 +5,7 @@ Commands are imported when they are asked for, so that `speculators --help` and 
 
 from __future__ import annotations
 
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -25,10 +26,17 @@ COMMANDS = {
     "status": "Show how a run is getting on.",
     "report": "Write a run's report again.",
     "serve": "Serve a checkpoint over an OpenAI-compatible API.",
+    "engine": "Install vLLM in an environment of its own, and see which would be used.",
     "cache": "List, explain, verify and prune stored artifacts.",
     "doctor": "Show what this machine has, and what is missing.",
 }
 """Every command in the order of `--help`, with its one line; the module `cli/<name>.py` holds it as `command`."""
+
+
+SPINS = "3000"
+"""Turns for which OpenMP's threads wait busily for each other. GNU's default is a hundred times as many: as fast on an
+idle machine, and several times slower with one other busy program on it, as threads wait for one that is not running.
+"""
 
 
 class LazyGroup(click.RichGroup):
@@ -65,6 +73,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Run the command line; the exit codes are those of `speculators.errors`."""
     debug = "--debug" in sys.argv
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded, here and in every worker
     try:
         result = cli.main(standalone_mode=False)
     except SpeculatorsError as error:

