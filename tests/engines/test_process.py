@@ -105,6 +105,14 @@ def test_they_end_with_us(starter: subprocess.Popen[str], tmp_path: Path, number
     assert gone(child)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_they_end_with_the_process_that_ties_them_to_us(starter: subprocess.Popen[str], tmp_path: Path) -> None:
+    (tied,) = psutil.Process(starter.pid).children()
+    (server,) = tied.children()
+    tied.kill()
+    assert gone(server.pid)
+
+
 def test_a_server_that_does_not_start_shows_its_last_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('the model is too large'); raise SystemExit(3)"]
     with (
