@@ -107,17 +107,16 @@ def _answer(
     longest: int,
 ) -> None:
     """Answer the questions of the shards that are still waiting, and publish each shard as it is complete."""
-    from speculators.engines.generation import generate
-    from speculators.engines.transformers import VerifierModel
+    from speculators.engines.opened import Opening, generating
 
-    regenerate, engine = context.config.data.regenerate, context.config.verifier.engine
-    verifier = VerifierModel.load(
-        directory,
-        context.config.verifier.dtype,
-        engine.device,
-        threads=engine.threads,
-        trust_remote_code=context.trust_remote_code,
+    regenerate = context.config.data.regenerate
+    opening = Opening(
+        engine=context.config.verifier.engine,
+        directory=directory,
+        dtype=context.config.verifier.dtype,
         compute_dtype=None if regenerate.dtype == "verifier" else regenerate.dtype,
+        scratch=context.output / "engine",
+        trust_remote_code=context.trust_remote_code,
     )
     places = [(number, row) for number in waiting for row in range(len(shards[number]))]
     requests = [
@@ -126,14 +125,15 @@ def _answer(
     ]
     unfinished = {number: len(shards[number]) for number in waiting}
     progress = _Progress(context, len(requests))
-    for answer in generate(verifier, requests, batch_tokens=engine.batch_tokens):
-        number, row = places[answer.number]
-        shards[number][row] |= _answered(shards[number][row], answer, tokenizer)
-        progress.add(len(answer.token_ids))
-        unfinished[number] -= 1
-        if not unfinished[number]:
-            _publish(shards[number], _file(context, number))
-            shards[number] = []
+    with generating(opening) as generate:
+        for answer in generate(requests):
+            number, row = places[answer.number]
+            shards[number][row] |= _answered(shards[number][row], answer, tokenizer)
+            progress.add(len(answer.token_ids))
+            unfinished[number] -= 1
+            if not unfinished[number]:
+                _publish(shards[number], _file(context, number))
+                shards[number] = []
 
 
 def _request(question: Question, regenerate: Any, stop_ids: Sequence[int], longest: int, seed: int) -> Request:

@@ -70,31 +70,31 @@ def estimate(scope: Scope) -> Estimate:
 
 def _extract(context: Context, directory: Any, layers: tuple[int, ...], tokens: Any, waiting: list[Any]) -> None:
     from speculators.data.hidden_states import ShardWriter
-    from speculators.engines.extraction import extract
-    from speculators.engines.transformers import VerifierModel, as_dtype
+    from speculators.engines.opened import Opening, extracting
+    from speculators.engines.transformers import as_dtype
 
-    options, engine = context.config.data.hidden_states, context.config.verifier.engine
-    model = VerifierModel.load(
-        directory,
-        context.config.verifier.dtype,
-        engine.device,
-        threads=engine.threads,
-        aux_layers=layers,
-        trust_remote_code=context.trust_remote_code,
+    options = context.config.data.hidden_states
+    opening = Opening(
+        engine=context.config.verifier.engine,
+        directory=directory,
+        dtype=context.config.verifier.dtype,
         compute_dtype=None if options.compute_dtype == "verifier" else options.compute_dtype,
+        scratch=context.output / "engine",
+        trust_remote_code=context.trust_remote_code,
     )
     dtype = as_dtype(options.dtype)
     assert dtype is not None  # noqa: S101  the schema has no "auto" here
     total, done = sum(shard.tokens for shard in waiting), 0
-    for shard in waiting:
-        numbers = range(shard.first_document, shard.first_document + shard.documents)
-        documents = [tokens.document(number)[0] for number in numbers]
-        writer = ShardWriter(shard, [len(document) for document in documents], dtype)
-        for states in extract(model, documents, batch_tokens=engine.batch_tokens):
-            writer.put(states.number, states.aux, states.last, states.argmax)
-            done += len(states.argmax)
-            context.report.progress(done, total, "tokens")
-        writer.publish(context.output)
+    with extracting(opening, layers) as extract:
+        for shard in waiting:
+            numbers = range(shard.first_document, shard.first_document + shard.documents)
+            documents = [tokens.document(number)[0] for number in numbers]
+            writer = ShardWriter(shard, [len(document) for document in documents], dtype)
+            for states in extract(documents):
+                writer.put(states.number, states.aux, states.last, states.argmax)
+                done += len(states.argmax)
+                context.report.progress(done, total, "tokens")
+            writer.publish(context.output)
 
 
 STEP = Step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from speculators.pipeline.step import Context, Estimate, Scope, Step, View
 if TYPE_CHECKING:
     from speculators.data.conversations import Conversation
     from speculators.data.magpie import Draw
+    from speculators.engines.opened import Generate
     from speculators.verifiers.tokenizer import ChatTokenizer
 
 _SECONDS_PER_DRAW = 0.1
@@ -97,14 +99,15 @@ def _synthesized(
     samples = source.samples or 0
     draws = _drawn_before(context.output, place)
     kept = kept_draws(draws, avoid=avoid, samples=samples)
-    verifier: Any = None
-    while count := next_draws(made=len(draws), kept=len(kept), samples=samples):
-        verifier = verifier or _load(context, directory)
-        new = _draw(context, verifier, place, source, tokenizer, range(len(draws), len(draws) + count))
-        _publish(new, context.output / f"magpie-{place}-{len(draws):07d}.jsonl")
-        draws += new
-        kept = kept_draws(draws, avoid=avoid, samples=samples)
-        context.report.progress(len(kept), samples, "prompts")
+    with ExitStack() as stack:
+        generate: Any = None
+        while count := next_draws(made=len(draws), kept=len(kept), samples=samples):
+            generate = generate or stack.enter_context(_generating(context, directory))
+            new = _draw(context, generate, place, source, tokenizer, range(len(draws), len(draws) + count))
+            _publish(new, context.output / f"magpie-{place}-{len(draws):07d}.jsonl")
+            draws += new
+            kept = kept_draws(draws, avoid=avoid, samples=samples)
+            context.report.progress(len(kept), samples, "prompts")
     if len(kept) < samples:
         context.report.message(f"Magpie kept {len(kept)} of {samples} prompts after {len(draws)} draws")
     found = []
@@ -116,27 +119,28 @@ def _synthesized(
     return found
 
 
-def _load(context: Context, directory: Path) -> Any:
-    from speculators.engines.transformers import VerifierModel
+def _generating(context: Context, directory: Path) -> AbstractContextManager[Generate]:
+    from speculators.engines.opened import Opening, generating
 
-    engine, dtype = context.config.verifier.engine, context.config.verifier.dtype
-    return VerifierModel.load(
-        directory,
-        dtype,
-        engine.device,
-        threads=engine.threads,
-        trust_remote_code=context.trust_remote_code,
-        # A prompt only has to be plausible, and products in bfloat16 are several times faster.
-        compute_dtype="bfloat16" if dtype == "float32" else None,
+    dtype = context.config.verifier.dtype
+    return generating(
+        Opening(
+            engine=context.config.verifier.engine,
+            directory=directory,
+            dtype=dtype,
+            # A prompt only has to be plausible, and products in bfloat16 are several times faster.
+            compute_dtype="bfloat16" if dtype == "float32" else None,
+            scratch=context.output / "engine",
+            trust_remote_code=context.trust_remote_code,
+        )
     )
 
 
 def _draw(
-    context: Context, verifier: Any, place: int, source: Any, tokenizer: ChatTokenizer, numbers: range
+    context: Context, generate: Generate, place: int, source: Any, tokenizer: ChatTokenizer, numbers: range
 ) -> list[Draw]:
     from speculators.data.magpie import Draw, draw_seed
     from speculators.decoding.request import Request
-    from speculators.engines.generation import generate
 
     opening = tokenizer.user_opening()
     requests = [
@@ -151,7 +155,7 @@ def _draw(
         for number in numbers
     ]
     drawn: list[Draw | None] = [None] * len(requests)
-    for answer in generate(verifier, requests, batch_tokens=context.config.verifier.engine.batch_tokens):
+    for answer in generate(requests):
         ids = answer.token_ids[:-1] if answer.reason == "stop" else answer.token_ids
         text = tokenizer.decode(ids, skip_special_tokens=False)
         drawn[answer.number] = Draw(numbers[answer.number], text, answer.reason)

@@ -81,7 +81,17 @@ def test_what_is_operational_is_a_decision() -> None:
         "train.checkpoint.every",
         "train.checkpoint.keep",
         "verifier.engine.batch_tokens",
+        "verifier.engine.concurrency",
+        "verifier.engine.cpu_cache",
+        "verifier.engine.data_parallel",
         "verifier.engine.device",
+        "verifier.engine.eager",
+        "verifier.engine.endpoint",
+        "verifier.engine.max_length",
+        "verifier.engine.memory_fraction",
+        "verifier.engine.replicas",
+        "verifier.engine.start_seconds",
+        "verifier.engine.tensor_parallel",
         "verifier.engine.threads",
     ]
 

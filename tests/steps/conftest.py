@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from speculators.pipeline.step import Context, Step
+from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 from speculators.verifiers.random_model import write_random_model
 
 SOURCE: dict[str, Any] = {
@@ -77,6 +79,8 @@ class Declared:
 
 
 def _shown(value: Any, reads: tuple[str, ...], path: str) -> Any:
+    if path == "verifier.engine.":  # a union, whose type steps look at
+        return msgspec.convert(value, TransformersEngine | VllmEngine)
     if isinstance(value, Mapping):
         return Declared(value, reads, path)
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """Where vLLM lives: an environment of its own, because it pins much; found and looked at, never imported.
 
-In this order: the recipe's or the command line's `python`, `SPECULATORS_VLLM_PYTHON`, the environment that
-`speculators engine install vllm` made, and the `vllm` on PATH.
+In this order: `SPECULATORS_VLLM_PYTHON`, the environment that `speculators engine install vllm` made, and the `vllm` on
+PATH. A recipe cannot name it: it may come from a stranger, and would name a program to run.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def managed_folder() -> Path:
     return platformdirs.user_data_path("speculators") / "engines" / "vllm"
 
 
-def find_vllm(python: Path | None = None) -> VllmEnvironment:
+def find_vllm() -> VllmEnvironment:
     """The environment to use; raises MachineError when there is none, with the command that makes one."""
-    for candidate, told in _candidates(python):
+    for candidate in _candidates():
         found = look_into(candidate)
         if found is not None:
             return found
-        if told:
-            raise MachineError(f"there is no vLLM in {candidate}, which {told} names")
+        if os.environ.get(VARIABLE):
+            raise MachineError(f"there is no vLLM in {candidate}, which {VARIABLE} names")
     raise MachineError("vLLM is not installed here; `speculators engine install vllm` makes an environment for it")
 
 
@@ -90,18 +90,16 @@ def look_into(python: Path) -> VllmEnvironment | None:
     )
 
 
-def _candidates(python: Path | None) -> list[tuple[Path, str]]:
-    """Pythons to look into, and who named them (then nothing else will do)."""
-    if python is not None:
-        return [(python, "`verifier.engine.python`")]
+def _candidates() -> list[Path]:
+    """Pythons to look into; when one was named, no other."""
     if named := os.environ.get(VARIABLE):
-        return [(Path(named), VARIABLE)]
+        return [Path(named)]
     found = []
     managed = managed_folder()
     if (managed / RECORD).is_file():
-        found.append((managed / "bin" / "python", ""))
+        found.append(managed / "bin" / "python")
     if command := shutil.which("vllm"):
-        found.append((_python_of(Path(command)), ""))
+        found.append(_python_of(Path(command)))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from speculators.engines.process import Launch, running
 from speculators.engines.vllm.environment import VllmEnvironment, find_vllm
+from speculators.recipe.shapes.verifier import VllmEngine
 
 MODEL = "verifier"
 """What the served model is called."""
@@ -25,7 +26,6 @@ INSIDE = Path(__file__).parent / "inside"
 class ServerOptions:
     """How a server is run; nothing of this changes what it answers. Memory of the cache on a CPU in GiB."""
 
-    python: Path | None = None
     tensor_parallel: int = 1
     data_parallel: int = 1
     replicas: int = 1
@@ -36,6 +36,22 @@ class ServerOptions:
     eager: bool = False
     start_seconds: float = 1800
     extra: tuple[str, ...] = ()
+
+
+def server_options(engine: VllmEngine, extra: Sequence[str] = ()) -> ServerOptions:
+    """What a recipe says of the server, and further arguments from the command line."""
+    return ServerOptions(
+        tensor_parallel=engine.tensor_parallel,
+        data_parallel=engine.data_parallel,
+        replicas=engine.replicas,
+        max_length=engine.max_length,
+        memory_fraction=engine.memory_fraction,
+        cpu_cache=engine.cpu_cache,
+        most_requests=engine.concurrency,
+        eager=engine.eager,
+        start_seconds=engine.start_seconds,
+        extra=tuple(extra),
+    )
 
 
 def serve_arguments(model: Path | str, dtype: str, options: ServerOptions, *, trust_remote_code: bool) -> list[str]:
@@ -59,7 +75,7 @@ def serve_arguments(model: Path | str, dtype: str, options: ServerOptions, *, tr
     return [*arguments, *options.extra]
 
 
-def extracting(layers: Sequence[int], scratch: Path, *, cpu: bool) -> list[str]:
+def extraction_arguments(layers: Sequence[int], scratch: Path, *, cpu: bool) -> list[str]:
     """The arguments that make vLLM write the streams entering `layers` to files in `scratch`."""
     speculative = {
         "method": "extract_hidden_states",
@@ -89,7 +105,7 @@ def vllm_servers(arguments: Sequence[str], options: ServerOptions, folder: Path)
 
     On a machine with GPUs each replica gets its own `tensor_parallel * data_parallel` of them, in order.
     """
-    found = find_vllm(options.python)
+    found = find_vllm()
     launches = [_launch(found, arguments, options, folder, number) for number in range(options.replicas)]
     with running(launches, start_seconds=options.start_seconds) as urls:
         yield urls

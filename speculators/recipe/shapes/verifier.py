@@ -27,6 +27,21 @@ class TransformersEngine(Shape, frozen=True, tag="transformers", tag_field="type
     batch_tokens: int
 
 
+class VllmEngine(Shape, frozen=True, tag="vllm", tag_field="type"):
+    """A real vLLM in an environment of its own. Everything but the type is operational."""
+
+    endpoint: str | None
+    concurrency: int
+    tensor_parallel: int
+    data_parallel: int
+    replicas: int
+    max_length: int | None
+    memory_fraction: float
+    cpu_cache: int
+    eager: bool
+    start_seconds: int
+
+
 class Verifier(Shape, frozen=True):
     """Which large model is accelerated."""
 
@@ -36,4 +51,4 @@ class Verifier(Shape, frozen=True):
     revision: str | None
     dtype: Dtype | Literal["auto"]
     trust_remote_code: bool
-    engine: TransformersEngine
+    engine: TransformersEngine | VllmEngine

@@ -1,0 +1,84 @@
+"""Hidden states from vLLM's own extraction: files in a scratch folder, each read, compared and removed at once."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from speculators.engines.base import DocumentStates
+from speculators.engines.vllm.client import Body, complete
+from speculators.errors import StepError
+from speculators.layers.vocabulary import VerifierHead
+from speculators.verifiers.weights import VerifierWeights
+
+HEAD_BYTES = 1 << 28
+"""Logits held at once while their argmax is taken."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns what vLLM wrote for a document into its states. `columns` are the layer ids in the files, ascending."""
+
+    scratch: Path
+    layers: tuple[int, ...]
+    columns: tuple[int, ...]
+    head: VerifierHead
+
+    @classmethod
+    def open(cls, directory: Path, scratch: Path, layers: Sequence[int], depth: int) -> Reader:
+        """For the verifier in `directory`, of `depth` layers; its head is kept on a GPU where there is one."""
+        weights = VerifierWeights.read(directory)
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+        head = VerifierHead(weights.head.to(place), weights.norm.to(place), weights.eps, weights.scale, weights.softcap)
+        return cls(scratch, tuple(layers), tuple(sorted({*layers, depth})), head)
+
+    def documents(
+        self, urls: Sequence[str], model: str, documents: Sequence[torch.Tensor], *, at_once: int
+    ) -> Iterator[DocumentStates]:
+        """The states of every document, as they are ready; at most `at_once` files a server wait to be read."""
+        order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
+        bodies: list[Body] = [
+            {
+                "prompt": documents[number].tolist(),
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "extra_body": {"return_token_ids": True},
+            }
+            for number in order
+        ]
+        for place, (states, token_ids) in complete(urls, model, bodies, self._received, at_once=at_once):
+            number = order[place]
+            if not torch.equal(token_ids, documents[number].long()):
+                raise StepError(f"vLLM read other tokens than it was sent in document {number}; its states are no use")
+            streams = {layer: states[:, column] for column, layer in enumerate(self.columns)}
+            last = streams[self.columns[-1]]
+            aux = torch.cat([streams[layer] for layer in self.layers], -1)
+            yield DocumentStates(number, aux, last, self._argmax(last))
+
+    def _received(self, answer: Body) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the file that an answer names, which must lie in our scratch folder, and remove it."""
+        file = Path(answer["kv_transfer_params"]["hidden_states_path"]).resolve()
+        if self.scratch.resolve() not in file.parents:
+            raise StepError(f"vLLM wrote states to {file}, expected them in {self.scratch}")
+        lock = file.with_name(f"{file.name}.lock")
+        with lock.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_SH)  # until the file is whole
+            found = load_file(file)
+        file.unlink()
+        lock.unlink()
+        states, token_ids = found["hidden_states"], found["token_ids"]
+        if states.shape[:2] != (len(token_ids), len(self.columns)):
+            raise StepError(f"vLLM wrote states of shape {tuple(states.shape)} for {len(self.columns)} layers")
+        return states, token_ids
+
+    @torch.no_grad()
+    def _argmax(self, last: torch.Tensor) -> torch.Tensor:
+        rows = max(1, HEAD_BYTES // (4 * self.head.weight.shape[0]))
+        weight = self.head.weight
+        found = [self.head.normed(part.to(weight.device)) @ weight.T for part in torch.split(last.float(), rows)]
+        return torch.cat([part.max(-1).indices for part in found]).to("cpu", torch.int32)
