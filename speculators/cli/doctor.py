@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,9 +74,20 @@ def examine(root: Path | None) -> list[Finding]:
         Finding("memory", size_text(memory), memory >= _LEAST_MEMORY),
         Finding("disk", f"{size_text(disk)} free in {place}", disk >= _LEAST_DISK),
         _locks(place),
-        Finding("vLLM", shutil.which("vllm") or "not on PATH (the embedded engine is always there)"),
+        _vllm(),
         Finding("Hugging Face token", "set" if token else "not set"),
     ]
+
+
+def _vllm() -> Finding:
+    from speculators.engines.vllm.environment import find_vllm
+
+    try:
+        found = find_vllm()
+    except MachineError as error:
+        return Finding("vLLM", f"{error} (the embedded engine is always there)")
+    versions = f"{found.vllm} with torch {found.torch}, transformers {found.transformers}, in {found.python}"
+    return Finding("vLLM", found.misfit or versions, False if found.misfit else None)
 
 
 def _locks(place: Path) -> Finding:

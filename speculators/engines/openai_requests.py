@@ -52,7 +52,9 @@ class Wanted:
     top_k: int | None
     seed: int | None
     stop: tuple[str, ...]
+    stop_ids: frozenset[int]
     ignores_eos: bool
+    returns_token_ids: bool
     streams: bool
     includes_usage: bool
 
@@ -80,7 +82,9 @@ def read_wanted(body: Any, *, is_chat: bool) -> Wanted:
         top_k=_top_k(body),
         seed=_integer(body, "seed"),
         stop=_stop(body.get("stop")),
+        stop_ids=_stop_ids(body),
         ignores_eos=_flag(body, "ignore_eos"),
+        returns_token_ids=_flag(body, "return_token_ids"),
         streams=_flag(body, "stream"),
         includes_usage=bool(options.get("include_usage") or options.get("continuous_usage_stats")),
     )
@@ -173,3 +177,10 @@ def _stop(value: Any) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or len(texts) > 16:
         raise BadRequestError("`stop` must be a text or a list of at most 16 texts", param="stop")
     return tuple(text for text in texts if text)
+
+
+def _stop_ids(body: Mapping[str, Any]) -> frozenset[int]:
+    ids = body.get("stop_token_ids") or []
+    if not isinstance(ids, list) or not all(map(_is_integer, ids)):
+        raise BadRequestError("`stop_token_ids` must be a list of token ids", param="stop_token_ids")
+    return frozenset(ids)

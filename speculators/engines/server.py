@@ -59,7 +59,7 @@ class _Answer:
     ticket: Ticket
     pieces: asyncio.Queue[Piece]
     text: TextStream
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     reason: str | None = None
 
 
@@ -118,7 +118,7 @@ async def _complete(served: Served, http: HttpRequest, *, is_chat: bool) -> Resp
     )
     requests = [_to_request(served, wanted, ids if isinstance(ids, list) else served.encode(ids)) for ids in prompts]
     answers = _submit(served, wanted, requests)
-    shape = _Shape(served.model_name, is_chat=is_chat)
+    shape = _Shape(served.model_name, is_chat=is_chat, has_token_ids=wanted.returns_token_ids)
     if wanted.streams:
         return StreamingResponse(_stream(served, wanted, answers, shape), media_type="text/event-stream")
     return await _collect(served, http, answers, shape)
@@ -148,7 +148,7 @@ def _to_request(served: Served, wanted: Wanted, prompt_ids: list[int]) -> Reques
         top_p=wanted.top_p,
         top_k=wanted.top_k,
         seed=wanted.seed,
-        stop_ids=frozenset() if wanted.ignores_eos else served.stop_ids,
+        stop_ids=wanted.stop_ids | (frozenset() if wanted.ignores_eos else served.stop_ids),
     )
 
 
@@ -174,13 +174,13 @@ def _submit(served: Served, wanted: Wanted, requests: list[Request]) -> list[_An
 
 
 async def _texts(served: Served, answer: _Answer) -> AsyncIterator[str]:
-    """The answer's text as it becomes certain; sets `reason` and `tokens`. Frees the slot however it ends."""
+    """The answer's text as it becomes certain; sets `reason` and `token_ids`. Frees the slot however it ends."""
     try:
         while answer.reason is None:
             piece = await answer.pieces.get()
             shown = ""
             for token in piece.tokens:
-                answer.tokens += 1
+                answer.token_ids.append(token)
                 shown += answer.text.push(token)
                 if answer.text.is_stopped:
                     break
@@ -248,14 +248,16 @@ async def _stream(served: Served, wanted: Wanted, answers: list[_Answer], shape:
 class _Shape:
     """OpenAI's JSON for answers and their pieces: chat and plain completions differ in a few names."""
 
-    def __init__(self, model_name: str, *, is_chat: bool) -> None:
+    def __init__(self, model_name: str, *, is_chat: bool, has_token_ids: bool) -> None:
         self.is_chat, self._model_name, self._created = is_chat, model_name, int(time.time())
+        self._has_token_ids = has_token_ids
         self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
 
     def choice(self, answer: _Answer, *, text: str, reason: str | None) -> dict[str, Any]:
         """A whole answer."""
         content = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-        return {"index": answer.index, **content, "logprobs": None, "finish_reason": reason}
+        ids = {"prompt_token_ids": answer.prompt_ids, "token_ids": answer.token_ids} if self._has_token_ids else {}
+        return {"index": answer.index, **content, "logprobs": None, "finish_reason": reason, **ids}
 
     def delta(self, answer: _Answer, delta: dict[str, str], *, reason: str | None = None) -> dict[str, Any]:
         """One piece of a streamed answer."""
@@ -273,7 +275,7 @@ class _Shape:
 
 
 def _usage(answers: list[_Answer]) -> dict[str, int]:
-    prompt, completion = sum(len(one.prompt_ids) for one in answers), sum(one.tokens for one in answers)
+    prompt, completion = sum(len(one.prompt_ids) for one in answers), sum(len(one.token_ids) for one in answers)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

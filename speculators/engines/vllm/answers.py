@@ -21,6 +21,7 @@ def answers(urls: Sequence[str], model: str, requests: Sequence[Request], *, at_
 def _body(request: Request) -> Body:
     extra: dict[str, Any] = {
         "return_token_ids": True,
+        "ignore_eos": True,  # what ends an answer is the request's to say, as with every engine
         "stop_token_ids": sorted(request.stop_ids),
         "top_k": request.top_k or -1,
     }
