@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from speculators.engines.tied import GRACE_SECONDS
 from speculators.errors import StepError
 
 POLL_SECONDS = 0.1
+_ERROR = re.compile(r"\b[\w.]*(?:Error|Exception): .+")
 LOG_LINES = 20
 """Of a server's log are shown when it fails."""
 
@@ -67,9 +69,15 @@ def read(url: str, seconds: float = 10) -> str:
     return text
 
 
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+def failure(what: str, log: Path) -> StepError:
+    """An error that shows the end of a server's log, and last of all `what` with the line of the log that tells most.
+
+    That is the first error which the log names, or else its last line.
+    """
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = (found[0] for line in lines if " WARNING " not in line and (found := _ERROR.search(line)))
+    telling = next(errors, lines[-1] if lines else "it printed nothing")
+    return StepError("\n".join([*lines[-LOG_LINES:], "", f"{what}: {telling}"]))
 
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
@@ -87,8 +95,7 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
 def _wait_until_healthy(process: subprocess.Popen[bytes], launch: Launch, deadline: float) -> str:
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            code, last = process.returncode, tail(launch.log)
-            raise StepError(f"the server ended with code {code} before it was ready:\n{last}")
+            raise failure(f"the server ended with code {process.returncode} before it was ready", launch.log)
         url = launch.url_of(launch.log.read_text(encoding="utf-8", errors="replace"))
         if url is not None:
             try:
@@ -98,14 +105,13 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], launch: Launch, deadli
             else:
                 return url
         time.sleep(POLL_SECONDS)
-    raise StepError(f"the server was not ready in time:\n{tail(launch.log)}")
+    raise failure("the server was not ready in time", launch.log)
 
 
 def _check(servers: Sequence[tuple[subprocess.Popen[bytes], Launch]], cause: Exception | None = None) -> None:
     for process, launch in servers:
         if process.poll() is not None:
-            code, last = process.returncode, tail(launch.log)
-            raise StepError(f"the server ended with code {code} while it was needed:\n{last}") from cause
+            raise failure(f"the server ended with code {process.returncode} while it was needed", launch.log) from cause
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -13,6 +13,8 @@ from speculators.engines.scheduler import Scheduler
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)$")
 
+_POSITION = re.compile(r'(?:^|,)position="(\d+)"')
+
 
 def exposition(scheduler: Scheduler, model_name: str) -> str:
     """All counters and gauges of a scheduler."""
@@ -47,6 +49,16 @@ def parse(text: str) -> dict[str, list[float]]:
         if match := _SAMPLE.match(line):
             found.setdefault(match["name"].removeprefix("vllm:"), []).append(float(match["value"]))
     return found
+
+
+def by_position(text: str, name: str) -> list[float]:
+    """The samples of one name by their label `position`, from 0, added up over all other labels."""
+    found: dict[int, float] = {}
+    for line in text.splitlines():
+        match = _SAMPLE.match(line)
+        if match and match["name"].removeprefix("vllm:") == name and (place := _POSITION.search(match["labels"] or "")):
+            found[int(place[1])] = found.get(int(place[1]), 0.0) + float(match["value"])
+    return [found[position] for position in sorted(found)]
 
 
 def _metric(name: str, kind: str, text: str, samples: Iterable[tuple[str, int]]) -> list[str]:

@@ -53,6 +53,7 @@ class _Measuring:
         from speculators.algorithms.eagle3.proposal import Eagle3Proposal
         from speculators.checkpoints.load import load_eagle3
         from speculators.engines.transformers import VerifierModel
+        from speculators.recipe.shapes.verifier import TransformersEngine
         from speculators.verifiers.facts import VerifierFacts
         from speculators.verifiers.source import verifier_directory
         from speculators.verifiers.tokenizer import ChatTokenizer
@@ -62,11 +63,12 @@ class _Measuring:
         self.tokenizer: ChatTokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
         self.longest = VerifierFacts.from_directory(directory).max_position_embeddings
         network = load_eagle3(context.inputs["checkpoint"])
+        embedded = isinstance(engine, TransformersEngine)
         self.verifier = VerifierModel.load(
             directory,
             context.config.verifier.dtype,
-            engine.device,
-            threads=engine.threads,
+            engine.device if embedded else "auto",
+            threads=engine.threads if embedded else None,
             aux_layers=network.config.aux_layers,
             trust_remote_code=context.trust_remote_code,
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speculators.pipeline.step import Context, Estimate, Scope, Step
+from speculators.pipeline.step import Context, Estimate, Scope, Step, View
 
 if TYPE_CHECKING:
     from speculators.recipe.shapes.recipe import Recipe
+    from speculators.recipe.shapes.verifier import VllmEngine
 
 MODEL = "verifier"
 """What the served model is called; the same for all variants, so that their requests are the same."""
@@ -30,9 +32,25 @@ def _step(variant: str) -> Step:
         reads=("eval.benchmark", "verifier.dtype", "verifier.engine", "verifier.trust_remote_code", "seed"),
         inputs=("verifier", "prompts", "checkpoint") if drafts else ("verifier", "prompts"),
         run=_run(drafts),
+        external=_engine_version,
         estimate=_estimate,
         machine_bound=True,
     )
+
+
+def _engine_version(config: View) -> Mapping[str, str]:
+    """Another vLLM has another speed."""
+    from speculators.errors import MachineError
+    from speculators.recipe.shapes.verifier import VllmEngine
+
+    if not isinstance(config.verifier.engine, VllmEngine):
+        return {}
+    from speculators.engines.vllm.environment import find_vllm
+
+    try:
+        return {"vllm": find_vllm().vllm}
+    except MachineError:
+        return {"vllm": "not installed"}  # the step itself says so
 
 
 def _estimate(scope: Scope) -> Estimate:
@@ -51,15 +69,13 @@ def measure_variant(context: Context, *, drafts: bool) -> None:
     import json
 
     from speculators.evaluation.guidellm import measure
-    from speculators.evaluation.served_process import read_metrics, served, warm_up
+    from speculators.evaluation.served_process import read_metrics, warm_up
     from speculators.verifiers.source import verifier_directory
 
     verifier = verifier_directory(context.inputs["verifier"])
     load = _load(context)
     levels: list[dict[str, Any]] = []
-    arguments = _serve_arguments(context, verifier, max(load.levels), drafts=drafts)
-    log = context.output / "server.log"
-    with served(arguments, log) as url:
+    with _serving(context, verifier, max(load.levels), drafts=drafts) as url:
         warm_up(url, MODEL, load.max_tokens)
         for number, level in enumerate(load.levels):
             folder = context.output if len(load.levels) == 1 else context.output / f"level-{level}"
@@ -102,8 +118,18 @@ def _spread_out(prompts: list[str], count: int) -> list[str]:
     return [prompts[number * len(prompts) // taken] for number in range(taken)]
 
 
-def _serve_arguments(context: Context, verifier: Path, streams: int, *, drafts: bool) -> list[str]:
+@contextmanager
+def _serving(context: Context, verifier: Path, streams: int, *, drafts: bool) -> Iterator[str]:
+    """The recipe's engine serving the variant; gives the base URL."""
+    from speculators.recipe.shapes.verifier import VllmEngine
+
     engine = context.config.verifier.engine
+    if isinstance(engine, VllmEngine):
+        with _vllm(context, engine, verifier, drafts=drafts) as url:
+            yield url
+        return
+    from speculators.evaluation.served_process import served
+
     arguments = [
         str(context.inputs["checkpoint"] if drafts else verifier),
         *("--model-name", MODEL),
@@ -117,22 +143,41 @@ def _serve_arguments(context: Context, verifier: Path, streams: int, *, drafts: 
         arguments += ["--threads", str(engine.threads)]
     if context.trust_remote_code:
         arguments += ["--trust-remote-code"]
-    return arguments
+    with served(arguments, context.output / "server.log") as url:
+        yield url
+
+
+@contextmanager
+def _vllm(context: Context, engine: VllmEngine, verifier: Path, *, drafts: bool) -> Iterator[str]:
+    import shutil
+    from dataclasses import replace
+
+    from speculators.engines.vllm.overridden import with_verifier
+    from speculators.engines.vllm.server import serve_arguments, server_options, vllm_servers
+
+    linked = context.output / "served"
+    shutil.rmtree(linked, ignore_errors=True)
+    options = replace(server_options(engine), replicas=1)
+    model = with_verifier(context.inputs["checkpoint"], verifier, linked) if drafts else verifier
+    arguments = serve_arguments(
+        model, context.config.verifier.dtype, options, trust_remote_code=context.trust_remote_code
+    )
+    with vllm_servers(arguments, options, context.output) as (url,):
+        yield url
+    shutil.rmtree(linked, ignore_errors=True)
 
 
 def _acceptance(before: str, after: str) -> dict[str, Any]:
     """Acceptance length and conditional acceptance by position, from the server's counters around a measurement."""
-    from speculators.engines.prometheus import parse
+    from speculators.engines.prometheus import by_position, parse
 
-    first, last = parse(before), parse(after)
-
-    def grown(name: str) -> list[float]:
-        return [end - start for start, end in zip(first.get(name, []), last.get(name, []), strict=True)]
-
-    drafts = sum(grown("spec_decode_num_drafts_total"))
+    counted = "spec_decode_num_drafts_total"
+    drafts = sum(parse(after).get(counted, [])) - sum(parse(before).get(counted, []))
     if not drafts:
         return {"acceptance_length": None, "positions": None}
-    accepted = grown("spec_decode_num_accepted_tokens_per_pos_total")
+    name = "spec_decode_num_accepted_tokens_per_pos_total"
+    first, last = by_position(before, name), by_position(after, name)
+    accepted = [end - start for start, end in zip(first, last, strict=True)]
     reached = [drafts, *accepted[:-1]]
     return {
         "acceptance_length": 1 + sum(accepted) / drafts,

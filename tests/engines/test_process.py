@@ -116,9 +116,20 @@ def test_they_end_with_the_process_that_ties_them_to_us(starter: subprocess.Pope
 def test_a_server_that_does_not_start_shows_its_last_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('the model is too large'); raise SystemExit(3)"]
     with (
-        pytest.raises(StepError, match=r"ended with code 3 before it was ready:\nthe model is too large"),
+        pytest.raises(StepError, match=r"ended with code 3 before it was ready: the model is too large$"),
         running([Launch(command, tmp_path / "log", lambda _: None)]),
     ):
+        pass
+
+
+def test_the_error_that_a_log_names_first_is_told(tmp_path: Path) -> None:
+    script = (
+        "print('WARNING 1 INFO x', 'ValueError: no harm', sep=' WARNING ')\n"
+        "print('(Worker) ERROR RuntimeError: head_dim=16 is not supported')\n"
+        "print('EngineDeadError: see above')\nprint('leaked 3 objects')\nraise SystemExit(1)"
+    )
+    launch = Launch([sys.executable, "-c", script], tmp_path / "log", lambda _: None)
+    with pytest.raises(StepError, match=r"ready: RuntimeError: head_dim=16 is not supported$"), running([launch]):
         pass
 
 
@@ -132,7 +143,7 @@ def test_an_error_that_comes_of_a_server_s_end_is_told_as_that(tmp_path: Path) -
             time.sleep(0.5)
             raise ConnectionError
 
-    with pytest.raises(StepError, match="while it was needed:\nchild"):
+    with pytest.raises(StepError, match="while it was needed: child"):
         lose_one()
     assert gone(child_of(logs[0]))
     assert gone(child_of(logs[1]))

@@ -44,7 +44,7 @@ def test_guidellm_measures_our_server_and_every_request_counts(verifier, tmp_pat
 
 def test_a_server_that_cannot_start_is_reported_with_its_own_words(tmp_path):
     with (
-        pytest.raises(StepError, match=r"ended with code 2 before it was ready:\nthere is no folder"),
+        pytest.raises(StepError, match=r"ended with code 2 before it was ready: there is no folder"),
         served([str(tmp_path / "nothing")], tmp_path / "log"),
     ):
         pass
