@@ -36,9 +36,13 @@ def install(
 ) -> VllmEnvironment:
     """Make the environment in `folder` (default: the managed one) with the interpreter `python` (default: ours).
 
-    What an interrupted installation left is finished. Raises MachineError when pip fails.
+    Nothing is done when it is there already; what an interrupted installation left is finished. Raises MachineError
+    when pip fails.
     """
     folder = (folder or managed_folder()).absolute()
+    there = look_into(folder / "bin" / "python") if (folder / RECORD).is_file() else None
+    if there is not None and there.vllm.split("+")[0] == VERSION and there.cpu == (build == "cpu"):
+        return there
     if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
         raise MachineError(f"{folder} is not an environment of vLLM's; name another folder, or remove it")
     if not (folder / "bin" / "python").exists():

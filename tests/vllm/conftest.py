@@ -1,0 +1,55 @@
+"""A real vLLM, where it is installed; without it every test here is skipped and says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from speculators.engines.vllm.environment import find_vllm
+from speculators.errors import MachineError
+from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
+from speculators.verifiers.random_model import write_random_model
+
+SHAPE = SimpleNamespace(
+    layers=7, hidden_size=128, intermediate_size=192, attention_heads=4, key_value_heads=2, vocab_size=300, seed=0
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    try:
+        find_vllm()
+        reason = ""
+    except MachineError as error:
+        reason = str(error)
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("vllm")
+            item.add_marker(pytest.mark.timeout(1500))
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose heads are wide enough for vLLM's attention on a CPU."""
+    directory = tmp_path_factory.mktemp("models") / "verifier"
+    write_random_model(SHAPE, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def engine() -> VllmEngine:
+    """Small, and started without compiling anything."""
+    options: dict[str, Any] = {
+        "endpoint": None, "concurrency": 16, "tensor_parallel": 1, "data_parallel": 1, "replicas": 1,
+        "max_length": 1024, "memory_fraction": 0.9, "cpu_cache": 1, "eager": True, "start_seconds": 900,
+    }  # fmt: skip
+    return VllmEngine(**options)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> TransformersEngine:
+    return TransformersEngine(device="cpu", threads=None, batch_tokens=16384)
