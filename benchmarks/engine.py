@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speculators.algorithms.eagle3.proposal import Eagle3Proposal
-from speculators.checkpoints.load import load_eagle3
+from speculators.checkpoints.load import load_draft
 from speculators.decoding.request import Request
 from speculators.engines.extraction import extract
 from speculators.engines.generation import generate
@@ -110,7 +110,7 @@ def same(mine: list[int], theirs: list[int], end: int | list[int]) -> bool:
 
 def chains(arguments: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Any]:
     """Tokens a second of one sequence at a time, without a draft and with k = 1, 2, ... proposals, in float32."""
-    network = load_eagle3(Path(arguments.draft))
+    network = load_draft(Path(arguments.draft))
     verifier = VerifierModel.load(arguments.verifier, "float32", aux_layers=network.config.aux_layers)
     proposal, found = Eagle3Proposal(network.to("cpu", torch.float32)), {}
     for k in range(arguments.most_proposals + 1):

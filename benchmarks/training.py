@@ -1,220 +1,209 @@
-"""One step of EAGLE-3 training: ours, along chains only, against the same loss computed densely.
+"""One step of EAGLE-3 training, forward, backward and optimizer: ours beside its peers, in one run.
 
-The dense peer is the algorithm as it is usually written: every step over every position of the batch, attention with a
-mask over all pairs, logits of all positions at once, the teacher's probabilities kept for all of them. Both take the
-same weights, batch and precision; their losses are compared before anything is timed. Each variant runs in a process
-of its own, so that its peak memory is its own.
+    ours       along chains only, as the trainer does it
+    dense      the same loss as it is usually written: all positions, all pairs of them, all logits
+    upstream   the PyPI package `speculators` 0.9.0, in an environment of its own (peers/upstream_step.py)
 
-    python benchmarks/training.py                       # hidden size 576, draft vocabulary 4096, 2,048 tokens
-    python benchmarks/training.py --share 0.25 --tokens 4096 --json
+All start from the same weights and take the same batch, steps, draft vocabulary and precision, each in a process of its
+own. Their losses of every step are compared before anything is printed. Time is the median of the steps; memory is
+what the steps added at most to the resident weights and batch, gradients and moments included.
+
+    python benchmarks/training.py                               # 0.3, 0.6 and 1 of the tokens in the loss
+    python benchmarks/training.py --steps 7 --draft-vocabulary 32000 --json
+    python benchmarks/training.py --scaling                     # ours alone: longer sequences, more steps
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import resource
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
+from peers.environment import PeerUnavailable, build, run
+from peers.workload import SHAPES, Workload, write
 
-from speculators.algorithms.base import Batch
-from speculators.algorithms.chains import find_chains
-from speculators.algorithms.eagle3.config import Eagle3Config
-from speculators.algorithms.eagle3.network import Eagle3Network
-from speculators.algorithms.eagle3.objective import Eagle3Objective
-from speculators.layers.products import mix_precision
-from speculators.layers.vocabulary import VerifierHead
-from speculators.recipe.shapes.eagle3 import Eagle3, LossWeights, Normalization, TrainingTimeTest
+from speculators.layers.products import product_dtype
 
-VOCABULARY = 49_152
+ROOT = Path(__file__).parents[1]
+UPSTREAM = "0.9.0"
+NO_SPECFORGE = (
+    "SpecForge is not measured: 0.2.0 computes its loss in a Triton kernel alone, which a CPU cannot run, and asks for "
+    "torch 2.11.0 and sglang 0.5.14 exactly"
+)
+SCALING_STEPS = (1, 3, 7)
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 
-
-def algorithm(arguments: argparse.Namespace) -> Eagle3:
-    """KL over the draft's vocabulary, all steps of equal weight."""
-    losses = dict.fromkeys(LossWeights.__struct_fields__, 0.0) | {"kl": 1.0}
-    return Eagle3(
-        layers=1,
-        draft_vocab_size=arguments.draft_vocabulary,
-        aux_layers=(2, 15, 27),
-        training_time_test=TrainingTimeTest(steps=arguments.steps, decay=1.0),
-        normalization=Normalization(before_residual=True, before_fc=True, per_aux_layer=False, output=False),
-        loss=LossWeights(**losses),
-        reduction="token_mean",
-        teacher="renormalized",
-        out_of_vocabulary="keep",
-        feature_noise=0.0,
-        train_embeddings=False,
-        train_head=True,
-    )
-
-
-def network(arguments: argparse.Namespace) -> Eagle3Network:
-    """A draft of the shape of SmolLM2-135M's, with random weights."""
-    config = Eagle3Config(
-        hidden_size=arguments.hidden_size,
-        intermediate_size=arguments.hidden_size * 8 // 3,
-        attention_heads=arguments.hidden_size // 64,
-        key_value_heads=arguments.hidden_size // 192,
-        head_dim=64,
-        vocab_size=VOCABULARY,
-        draft_vocab_size=arguments.draft_vocabulary,
-        aux_layers=(2, 15, 27),
-        rope={"rope_type": "default", "rope_theta": 100_000.0},
-        rms_norm_eps=1e-5,
-        max_position_embeddings=8192,
-        norm_before_residual=True,
-        norm_before_fc=True,
-    )
-    generator = torch.Generator().manual_seed(0)
-    found = Eagle3Network(config)
-    kept = torch.randperm(VOCABULARY, generator=generator)[: arguments.draft_vocabulary].sort().values
-    found.start_from(
-        embedding=torch.randn(VOCABULARY, arguments.hidden_size, generator=generator) * 0.1,
-        head=torch.randn(VOCABULARY, arguments.hidden_size, generator=generator) * 0.1,
-        norm=torch.ones(arguments.hidden_size),
-        generator=generator,
-        d2t=kept - torch.arange(len(kept)),
-        t2d=torch.zeros(VOCABULARY, dtype=torch.bool).index_fill_(0, kept, value=True),
-    )
-    return found
-
-
-def batch(arguments: argparse.Namespace) -> Batch:
-    """Documents of 256 tokens whose last `share` is the assistant's."""
-    generator, length = torch.Generator().manual_seed(1), 256
-    count = arguments.tokens // length
-    mask = (torch.arange(length) >= length * (1 - arguments.share)).repeat(count)
-    tokens = length * count
-    return Batch(
-        lengths=(length,) * count,
-        input_ids=torch.randint(0, VOCABULARY, (tokens,), generator=generator),
-        loss_mask=mask,
-        aux=torch.randn(tokens, 3 * arguments.hidden_size, generator=generator),
-        last=torch.randn(tokens, arguments.hidden_size, generator=generator),
-        argmax=torch.randint(0, VOCABULARY, (tokens,), generator=generator),
-    )
-
-
-def verifier_head(arguments: argparse.Namespace) -> VerifierHead:
-    """A random head for the teacher."""
-    weight = torch.randn(VOCABULARY, arguments.hidden_size, generator=torch.Generator().manual_seed(2)) * 0.1
-    return VerifierHead(weight, torch.ones(arguments.hidden_size), 1e-5)
-
-
-def chains(arguments: argparse.Namespace, data: Batch) -> Callable[[], torch.Tensor]:
-    """Our objective."""
-    dtype: torch.dtype = getattr(torch, arguments.precision)
-    draft = network(arguments)
-    if dtype != torch.float32:
-        mix_precision(draft, dtype)
-    objective = Eagle3Objective(draft, algorithm(arguments), verifier_head(arguments), compute_dtype=dtype)
-
-    def step() -> torch.Tensor:
-        draft.zero_grad()
-        loss = objective.evaluate(data).loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    return step
-
-
-def dense(arguments: argparse.Namespace, data: Batch) -> Callable[[], torch.Tensor]:
-    """The peer: all positions, all pairs, all logits."""
-    dtype: torch.dtype = getattr(torch, arguments.precision)
-    draft, head, tokens = network(arguments), verifier_head(arguments), data.tokens
-    draft.embed_tokens.weight.requires_grad_(requires_grad=False)
-    rows = draft.target_ids
-    lengths = torch.tensor(data.lengths)
-    document = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    positions = torch.arange(tokens) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    seen = (document[:, None] == document) & (positions[:, None] >= positions)
-    chosen = find_chains(data.loss_mask, data.lengths, arguments.steps)  # only which rows count in the mean
-    counted = [torch.zeros(tokens).index_fill_(0, chosen.roots[alive], 1.0) for alive in chosen.alive]
-
-    def step() -> torch.Tensor:
-        draft.zero_grad()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            teacher = functional.linear(head.normed(data.last), head.weight[rows]).float().softmax(-1)
-            state, loss = draft.fuse(data.aux).float(), torch.zeros(())
-            keys: list[torch.Tensor] = []
-            values: list[torch.Tensor] = []
-            for number in range(arguments.steps):
-                ids = data.input_ids[(torch.arange(tokens) + 1 + number).clamp(max=tokens - 1)]
-                tables = draft.tables(positions + number, max(data.lengths) + arguments.steps)
-                query, key, value, residual = draft.qkv(0, draft.embed(ids), state, tables)
-                groups = query.shape[1] // key.shape[1]
-                keys.append(key.repeat_interleave(groups, 1))
-                values.append(value.repeat_interleave(groups, 1))
-                scores = torch.einsum("qhd,khd->hqk", query, keys[0]).float()
-                scores = scores.masked_fill(~seen, float("-inf"))
-                own = [torch.einsum("qhd,qhd->hq", query, one)[..., None].float() for one in keys[1:]]
-                weights = (torch.cat([scores, *own], -1) / 8).softmax(-1)
-                attended = torch.einsum("hqk,khd->qhd", weights[..., :tokens], values[0].float())
-                for place, one in enumerate(values[1:]):
-                    attended = attended + weights[..., tokens + place].T[..., None] * one
-                out = draft.finish_layer(0, attended.to(value.dtype), residual).float()
-                log_q = draft.logits(out).float().log_softmax(-1)
-                target = teacher[(torch.arange(tokens) + 1 + number).clamp(max=tokens - 1)]
-                divergence = (target * (target.clamp_min(1e-30).log() - log_q)).sum(-1)
-                loss = loss + (divergence * counted[number]).sum() / counted[number].sum()
-                state = draft.next_state(out)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    return step
-
-
-VARIANTS = {"chains": chains, "dense": dense}
-
-
-def measure(name: str, arguments: argparse.Namespace, answer: Any) -> None:
-    """Time one variant in a process of its own: the best of `repeats` steps, and the memory they added."""
-    data = batch(arguments)
-    step = VARIANTS[name](arguments, data)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    loss, times = float(step()), []
-    for _ in range(arguments.repeats):
-        begun = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    answer.put({"loss": loss, "tokens_per_second": data.tokens / min(times), "added_megabytes": peak / 1024})
+Measured = dict[str, dict[str, Any]]
+"""What each variant printed."""
 
 
 def main() -> None:
-    """Measure both variants and print them beside each other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden-size", type=int, default=576)
-    parser.add_argument("--draft-vocabulary", type=int, default=4096)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=3, help="steps of training-time test")
-    parser.add_argument("--share", type=float, default=0.7, help="of the tokens that are the assistant's")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    for name in VARIANTS:
-        answer = context.Queue()
-        process = context.Process(target=measure, args=(name, arguments, answer))
-        process.start()
-        found[name] = answer.get()
-        process.join()
-    ours, peer = found["chains"], found["dense"]
-    found["ratio"] = {key: ours[key] / peer[key] for key in ("tokens_per_second", "added_megabytes", "loss")}
-    if abs(found["ratio"]["loss"] - 1) > (1e-4 if arguments.precision == "float32" else 0.02):
-        raise SystemExit(f"the losses differ: {ours['loss']} and {peer['loss']}")
-    if arguments.json:
-        print(json.dumps(found, indent=2))
+    """Measure what was asked for and print it."""
+    arguments = _parser().parse_args()
+    precision = arguments.precision or str(product_dtype(torch.bfloat16)).removeprefix("torch.")
+    workload = Workload(
+        shape=arguments.shape,
+        draft_vocabulary=arguments.draft_vocabulary,
+        tokens=arguments.tokens,
+        document=min(256, arguments.tokens),
+        steps=arguments.steps,
+        fraction=0.6,
+        precision=precision,
+        train_head=arguments.train_head,
+        repeats=1 if arguments.quick else arguments.repeats,
+        threads=torch.get_num_threads(),
+    )
+    if arguments.scaling:
+        _print_scaling(_scaling(workload, arguments.longest), workload, as_json=arguments.json)
         return
-    for name, figures in found.items():
-        print(f"{name:8}", *(f"{key} {value:,.4g}" for key, value in figures.items()), sep="  ")
+    notes: list[str] = [] if arguments.no_peers else [NO_SPECFORGE]
+    peers = {} if arguments.no_peers else _peers(notes)
+    fractions = [0.6] if arguments.quick else arguments.fractions
+    found = {fraction: _measure(replace(workload, fraction=fraction), peers, notes) for fraction in fractions}
+    if arguments.json:
+        print(json.dumps(_as_data(found, workload, notes), indent=2))
+    else:
+        _print_table(found, workload, notes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="135m", help="the verifier's layers")
+    parser.add_argument("--draft-vocabulary", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=1024, help="of a batch, in documents of 256")
+    parser.add_argument("--steps", type=int, default=3, help="of training-time test")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.3, 0.6, 1.0], help="of tokens in the loss")
+    parser.add_argument("--precision", choices=tuple(TOLERANCE), help="default: what this machine trains in")
+    parser.add_argument("--train-head", action="store_true", help="in all variants; upstream itself keeps it frozen")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="fraction 0.6 alone, one timed step")
+    parser.add_argument("--no-peers", action="store_true", help="ours and dense only; nothing is installed")
+    parser.add_argument("--scaling", action="store_true", help="ours alone, by sequence length and number of steps")
+    parser.add_argument("--longest", type=int, default=8192, help="sequence of --scaling")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _peers(notes: list[str]) -> dict[str, Path]:
+    """The interpreters of the peers that can be had here; the others' reasons go into `notes`."""
+    try:
+        # Its text models use neither of these; transformers imports what is installed.
+        return {"upstream": build("speculators", UPSTREAM, unused=("torchvision", "torchaudio"))}
+    except PeerUnavailable as reason:
+        notes.append(f"upstream is not measured: {reason}")
+        return {}
+
+
+def _measure(workload: Workload, peers: dict[str, Path], notes: list[str]) -> Measured:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(workload, folder)
+        found = {variant: _ours(variant, folder) for variant in ("ours", "dense")}
+        found |= {peer: run(python, f"{peer}_step.py", str(folder), folder=folder) for peer, python in peers.items()}
+    _compare(found, workload, notes)
+    return found
+
+
+def _ours(variant: str, folder: Path) -> dict[str, Any]:
+    return run(Path(sys.executable), "our_steps.py", variant, str(folder), folder=folder, path=ROOT)
+
+
+def _compare(found: Measured, workload: Workload, notes: list[str]) -> None:
+    """Stop where a loss at the same positions differs; note other positions than ours, and disturbed measurements."""
+    ours = found["ours"]
+    for name, one in found.items():
+        apart = max(abs(a / b - 1) for a, b in zip(one["losses"], ours["losses"], strict=True))
+        if apart > TOLERANCE[workload.precision]:
+            raise SystemExit(f"the losses differ: {ours['losses']} and, {name}, {one['losses']}")
+        if one["counted"] != ours["counted"]:
+            notes.append(
+                f"at {workload.fraction:g} {name} takes its loss at {one['counted']} positions, we at "
+                f"{ours['counted']}: it also counts the token after a document's end, later steps of chains rooted "
+                "before the answer, and steps across the end of a document; judged at ours, its losses are ours"
+            )
+        if one["seconds"] > 1.3 * one["fastest"]:
+            notes.append(
+                f"at {workload.fraction:g} {name} was disturbed: {one['seconds'] / one['fastest']:.1f} of its fastest"
+            )
+
+
+def _ratios(found: dict[float, Measured], key: str, *, inverse: bool) -> dict[str, dict[str, float]]:
+    """Ours to each peer's, by peer and fraction; `inverse` for what is better when it is small."""
+    ratios: dict[str, dict[str, float]] = {}
+    for fraction, measured in found.items():
+        for name, one in measured.items():
+            if name != "ours":
+                ratio = measured["ours"][key] / one[key]
+                ratios.setdefault(name, {})[f"{fraction:g}"] = 1 / ratio if inverse else ratio
+    return ratios
+
+
+def _as_data(found: dict[float, Measured], workload: Workload, notes: list[str]) -> dict[str, Any]:
+    return {
+        "ratios": _ratios(found, "seconds", inverse=True),
+        "memory_ratios": _ratios(found, "added_megabytes", inverse=False),
+        "measured": {f"{fraction:g}": measured for fraction, measured in found.items()},
+        "workload": workload.described(),
+        "notes": notes,
+    }
+
+
+def _print_table(found: dict[float, Measured], workload: Workload, notes: list[str]) -> None:
+    data = _as_data(found, workload, notes)
+    names = list(dict.fromkeys(name for measured in found.values() for name in measured))
+    peers = names[1:]
+    print(*(f"{key} {value}" for key, value in data["workload"].items()), sep=", ")
+    print("\ntokens/s, and how many times faster ours is; MB added by the steps, and ours as a part of the peer's\n")
+    heads = ["loss", *names, *(f"ours/{peer}" for peer in peers), *(f"{name} MB" for name in names)]
+    heads += [f"ours/{peer} MB" for peer in peers]
+    print("| " + " | ".join(heads) + " |")
+    print("|" + "---|" * len(heads))
+    for fraction, measured in found.items():
+        cells = [f"{fraction:.0%}"]
+        cells += [
+            f"{sum(workload.lengths) / measured[name]['seconds']:,.0f}" if name in measured else "" for name in names
+        ]
+        cells += [f"{data['ratios'].get(peer, {}).get(f'{fraction:g}', float('nan')):.2f}" for peer in peers]
+        cells += [f"{measured[name]['added_megabytes']:,.0f}" if name in measured else "" for name in names]
+        cells += [f"{data['memory_ratios'].get(peer, {}).get(f'{fraction:g}', float('nan')):.2f}" for peer in peers]
+        print("| " + " | ".join(cells) + " |")
+    for note in notes:
+        print(f"\n* {note}")
+
+
+def _scaling(workload: Workload, longest: int) -> list[dict[str, Any]]:
+    """Ours on one document of every power of two up to `longest` tokens, for every number of steps."""
+    points = []
+    length = 1024
+    while length <= longest:
+        for steps in SCALING_STEPS:
+            point = replace(workload, tokens=length, document=length, steps=steps, repeats=min(2, workload.repeats))
+            with tempfile.TemporaryDirectory() as name:
+                write(point, Path(name))
+                points.append({"tokens": length, "steps": steps, **_ours("ours", Path(name))})
+        length *= 2
+    return points
+
+
+def _print_scaling(points: list[dict[str, Any]], workload: Workload, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"scaling": points, "workload": workload.described()}, indent=2))
+        return
+    print("one document; tokens/s and MB added, by its length and the steps of training-time test\n")
+    print("| tokens | " + " | ".join(f"{steps} step{'s' * (steps > 1)}" for steps in SCALING_STEPS) + " |")
+    print("|" + "---|" * (len(SCALING_STEPS) + 1))
+    for length in dict.fromkeys(point["tokens"] for point in points):
+        cells = [
+            f"{length / point['seconds']:,.0f} ({point['added_megabytes']:,.0f} MB)"
+            for point in points
+            if point["tokens"] == length
+        ]
+        print(f"| {length:,} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ import pytest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
+THREADS = max(1, min(2, os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+"""Of torch, here and in what tests start: workers that share cores would wait for each other at every product."""
+
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -23,7 +28,7 @@ def _same_start() -> None:
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
@@ -32,10 +37,7 @@ def start() -> Any:
     started: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str, folder: Path, store: Path | None = None) -> subprocess.Popen[str]:
-        environment = {**os.environ, "NO_COLOR": "1"}
-        if store is not None:
-            environment["SPECULATORS_STORE"] = str(store)
-        environment.setdefault("SPECULATORS_STORE", str(folder / "store"))
+        environment = {**os.environ, "NO_COLOR": "1", "SPECULATORS_STORE": str(store or folder / "store")}
         process = subprocess.Popen(
             [sys.executable, "-m", "speculators", *arguments],
             cwd=folder,
@@ -68,6 +70,12 @@ def speculators(start: Any) -> Command:
 
 
 @pytest.fixture
+def quickstart_store(tmp_path: Path) -> Path:
+    """Where the quickstart was run before, if `SPECULATORS_STORE` says so: half an hour less on a slow machine."""
+    return Path(os.environ.get("SPECULATORS_STORE", tmp_path / "store"))
+
+
+@pytest.fixture
 def results() -> Callable[[Path, str], dict[str, Any]]:
     """The latest run's results.json."""
 
@@ -85,3 +93,67 @@ def steps() -> tuple[str, ...]:
         *("verifier", "prompts", "answers", "tokens", "vocabulary", "hidden_states", "train"),
         *("checkpoint", "acceptance", "benchmark-dense", "benchmark-speculator"),
     )
+
+
+@pytest.fixture(scope="session")
+def short_training():
+    """Train a draft of the section `said` of a recipe for a few steps on documents (prompt, answer) of a verifier.
+
+    Gives its objective, the batch, and the losses. Heavy libraries are imported here: other tests' command lines must
+    not wait for them.
+    """
+    import torch
+
+    from speculators.algorithms import load
+    from speculators.algorithms.base import Batch
+    from speculators.algorithms.building import build_objective
+    from speculators.data.vocabulary import Coverage, DraftVocabulary, membership, offsets
+    from speculators.recipe.load import load_recipe
+    from speculators.verifiers.facts import VerifierFacts
+    from speculators.verifiers.weights import VerifierWeights
+
+    def vocabulary(size, whole):
+        if size is None:
+            return DraftVocabulary(whole, whole, None, None, Coverage(1.0, 1.0))
+        kept = torch.randperm(whole, generator=torch.Generator().manual_seed(3))[:size].sort().values
+        return DraftVocabulary(size, whole, offsets(kept), membership(kept, whole), Coverage(1.0, 1.0))
+
+    def teacher_forced(verifier, documents):
+        ids = [torch.tensor(prompt + answer) for prompt, answer in documents]
+        passes = [verifier.forward(one[None], verifier.new_cache(1, len(one)), torch.tensor([0]), "all") for one in ids]
+        return Batch(
+            lengths=tuple(map(len, ids)),
+            input_ids=torch.cat(ids),
+            loss_mask=torch.cat([torch.arange(len(p) + len(a)) >= len(p) for p, a in documents]),
+            aux=torch.cat([one.aux[0] for one in passes]),
+            last=torch.cat([one.last[0] for one in passes]),
+            argmax=torch.cat([one.logits[0].argmax(-1) for one in passes]),
+        )
+
+    def train(said, verifier, directory, documents, *, steps, rate=5e-3):
+        sets = ["verifier.random=null", f"verifier.model={directory}", f"algorithm={{{said}}}"]
+        options = load_recipe("tiny", sets=sets).recipe.algorithm
+        facts = VerifierFacts.from_directory(directory)
+        objective = build_objective(
+            options,
+            facts,
+            VerifierWeights.read(directory),
+            vocabulary(getattr(options, "draft_vocab_size", None), facts.vocab_size),
+            aux_layers=load(options.name, "config").verifier_layers(options, facts.layers),
+            precision="float32",
+            seed=0,
+        )
+        batch, losses = teacher_forced(verifier, documents), []
+        wanted = [one for one in objective.network.parameters() if one.requires_grad]
+        optimizer = torch.optim.Adam(wanted, rate)
+        for step in range(steps):
+            optimizer.zero_grad()
+            noise = [torch.Generator().manual_seed(1000 * step + number) for number in range(len(documents))]
+            loss = objective.evaluate(batch, lambda number, noise=noise: noise[number].clone_state()).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        objective.network.requires_grad_(requires_grad=False).eval()
+        return objective, batch, losses, options.speculative_tokens
+
+    return train

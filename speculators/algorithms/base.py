@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from speculators.data.vocabulary import DraftVocabulary
+    from speculators.verifiers.weights import VerifierWeights
+
 Measured = dict[str, tuple[float, float]]
 """Name -> (sum, count). Sums over batches (or ranks) are taken before dividing."""
+
+Noise = Callable[[int], torch.Generator]
+"""The generator of all that is random in training on a document, such as feature noise, by its place in the batch."""
+
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""The sum of a tensor [n], float64 on the CPU, over all processes that have a part of the same batch.
+
+Each of them has to ask for it.
+"""
+
+
+def alone(counts: torch.Tensor) -> torch.Tensor:
+    """The `Total` of a process that has the whole batch."""
+    return counts
 
 
 @dataclass(frozen=True)
@@ -18,7 +38,8 @@ class Batch:
     """Whole documents packed one after another, N tokens in all.
 
     `loss_mask[t]` says whether token t itself was written by the assistant; `aux` are the verifier's streams side by
-    side, `last` the one before its final norm, `argmax` its own most likely next token after t.
+    side, `last` the one before its final norm, `argmax` its own most likely next token after t wherever token t+1 is
+    the assistant's, and no token's id elsewhere.
     """
 
     lengths: tuple[int, ...]
@@ -47,18 +68,61 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A batch's loss (a scalar, with gradient if one was asked for), its measurements, and its chains' acceptance."""
+    """A batch's loss (a scalar, with gradient if one was asked for), its measurements, and its chains' acceptance.
+
+    Of a part of a batch, loss and gradient are that part's summands of the whole batch's.
+    """
 
     loss: torch.Tensor
     measured: Measured
     accepted: Accepted
 
 
+class DraftNetwork(nn.Module):
+    """A draft: `Network` in `algorithms/<name>/network.py`, made of its config. Parameters have the format's names."""
+
+    config: Any
+    """A `contracts.DraftConfig`."""
+    shares_weights: ClassVar[bool] = False
+    """Whether it uses the verifier's own embedding or head, which are then in no checkpoint (`attach`)."""
+
+    added: ClassVar[tuple[str, ...]] = ()
+    """Modules, by name, that it adds to another algorithm's draft: beginning with one of those leaves them fresh."""
+
+    def attach(self, weights: VerifierWeights) -> None:
+        """Take what is shared with the verifier; only asked where `shares_weights`."""
+
+    @classmethod
+    def started(
+        cls, config: Any, weights: VerifierWeights, vocabulary: DraftVocabulary, generator: torch.Generator
+    ) -> Self:
+        """A network of this `config`, as training begins with it."""
+        network = cls(config)
+        network.start_from(weights, vocabulary, generator)
+        return network
+
+    def start_from(self, weights: VerifierWeights, vocabulary: DraftVocabulary, generator: torch.Generator) -> None:
+        """Fill everything: from the verifier, from `generator`, and with the maps of a reduced vocabulary."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def map_vocabulary(self, vocabulary: DraftVocabulary) -> None:
+        """Fill the buffers `d2t` and `t2d` of a draft that has them, those with a reduced vocabulary."""
+        if vocabulary.d2t is not None and vocabulary.t2d is not None:
+            buffers = dict(self.named_buffers())
+            buffers["d2t"].copy_(vocabulary.d2t)
+            buffers["t2d"].copy_(vocabulary.t2d)
+
+
 class Objective(Protocol):
-    """An algorithm's training: `algorithms/<name>/objective.py` has one."""
+    """An algorithm's training: `Objective` in `algorithms/<name>/objective.py`.
+
+    It is made of a network, the options of the recipe's section, the verifier's `VerifierHead`, and the keyword
+    `compute_dtype`, the type of the products (the network has its own already: `mix_precision`).
+    """
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> DraftNetwork:
         """The draft; its parameters with `requires_grad` are trained."""
 
     @property
@@ -68,8 +132,12 @@ class Objective(Protocol):
     def draft_config(self) -> dict[str, Any]:
         """The draft's part of the checkpoint's config.json."""
 
-    def evaluate(self, batch: Batch, noise: torch.Generator | None = None) -> Evaluation:
-        """Loss and measurements of one batch; feature noise only when a generator is given."""
+    def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
+        """Loss and measurements of one batch, or of this process's part of it, which may be empty.
+
+        Nothing is random, and every chain is judged, when no generators are given. `total` is called equally often in
+        every process, with tensors of the same shape; `measured` is empty where there is nothing to learn from.
+        """
 
 
 def add_measured(total: Measured, new: Mapping[str, tuple[float, float]]) -> None:
@@ -77,6 +145,14 @@ def add_measured(total: Measured, new: Mapping[str, tuple[float, float]]) -> Non
     for name, (value, count) in new.items():
         before = total.get(name, (0.0, 0.0))
         total[name] = before[0] + value, before[1] + count
+
+
+def summed(parts: Iterable[Mapping[str, tuple[float, float]]]) -> Measured:
+    """All sums and counts together."""
+    total: Measured = {}
+    for part in parts:
+        add_measured(total, part)
+    return total
 
 
 def divided(measured: Mapping[str, tuple[float, float]]) -> dict[str, float]:

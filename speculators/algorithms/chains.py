@@ -10,7 +10,7 @@ answer's first token (the prompt's pass gives that one), not after its last, nev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,8 +54,8 @@ def find_chains(loss_mask: torch.Tensor, lengths: Sequence[int], steps: int) -> 
     Works on the CPU; documents without any chain are left out of everything.
     """
     drafts = torch.zeros(len(loss_mask) + steps + 1, dtype=torch.bool)  # a draft may start with this newest token
-    drafts[: len(loss_mask) - 1] = loss_mask[:-1] & loss_mask[1:]
-    ends = torch.tensor(list(lengths)).cumsum(0)
+    drafts[: max(0, len(loss_mask) - 1)] = loss_mask[:-1] & loss_mask[1:]
+    ends = torch.tensor(list(lengths), dtype=torch.int64).cumsum(0)
     drafts[ends - 1] = False
     contexts: list[torch.Tensor] = []
     roots: list[torch.Tensor] = []
@@ -94,4 +94,32 @@ def find_chains(loss_mask: torch.Tensor, lengths: Sequence[int], steps: int) -> 
         documents=tuple(spans),
         whole_documents=tuple(whole),
         numbers=torch.cat(numbers),
+    )
+
+
+def spans_of(chains: Chains, some: torch.Tensor) -> tuple[DocumentSpan, ...]:
+    """`chains.documents` for the chains numbered `some` (int64, ascending) alone, without documents that have none."""
+    spans = []
+    for document in chains.documents:
+        bounds = torch.tensor([document.queries.start, document.queries.stop])
+        start, stop = torch.searchsorted(some, bounds).tolist()
+        if start < stop:
+            visible = document.visible[some[start:stop] - document.queries.start]
+            spans.append(DocumentSpan(slice(start, stop), document.keys, visible))
+    return tuple(spans)
+
+
+def some_chains(chains: Chains, kept: torch.Tensor) -> Chains:
+    """Only the chains numbered `kept` (int64, ascending); they see what they saw."""
+    alive = []
+    for numbers in chains.alive:
+        places = torch.searchsorted(kept, numbers).clamp(max=max(0, len(kept) - 1))
+        alive.append(places[kept[places] == numbers] if len(kept) else numbers[:0])
+    return replace(
+        chains,
+        roots=chains.roots[kept],
+        in_context=chains.in_context[kept],
+        alive=tuple(alive),
+        documents=spans_of(chains, kept),
+        numbers=chains.numbers[kept],
     )

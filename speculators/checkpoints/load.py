@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from speculators.algorithms.eagle3.config import Eagle3Config
-from speculators.algorithms.eagle3.network import Eagle3Network
+from speculators.algorithms import load
+from speculators.algorithms.base import DraftNetwork
+from speculators.algorithms.contracts import DraftConfig
 from speculators.checkpoints.layout import completed, tensor_problems
 from speculators.errors import UsageError
+from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.weights import VerifierWeights
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Checkpoint:
     @property
     def aux_layers(self) -> tuple[int, ...]:
         """Ids of the verifier's layers that the draft reads."""
-        return eagle3_config(self.config).aux_layers
+        return draft_shape(self.config).aux_layers
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -72,39 +76,45 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, tensors)
 
 
-def eagle3_config(config: Mapping[str, Any], verifier_layers: int | None = None) -> Eagle3Config:
-    """The network's shape for a `config.json`, old ones included.
+def draft_shape(config: Mapping[str, Any], verifier: Path | None = None) -> DraftConfig:
+    """The shape of the draft with this `config.json`; keys that older checkpoints lack mean what vLLM takes them to.
 
-    A config that does not list the layers it reads means [2, n // 2, n - 3] of the verifier's n layers; n is
-    `verifier_layers`, or read from the verifier's directory when it is on this machine. Raises UsageError otherwise.
+    `verifier` is the directory of its verifier, None for the one that the checkpoint names. Raises UsageError when a
+    key is missing that nothing can stand in for, or the type is none that exists.
     """
-    kind = config.get("speculators_model_type")
-    if kind != "eagle3":
-        raise UsageError(f"the checkpoint is of the type {kind!r}; eagle3 is what can be loaded")
     whole = completed(config)
-    if not whole.get("eagle_aux_hidden_state_layer_ids"):
-        layers = verifier_layers or _verifier_layers(whole)
-        whole["eagle_aux_hidden_state_layer_ids"] = [2, layers // 2, layers - 3]
-    return Eagle3Config.from_config_json(whole)
+    shape = load(str(config["speculators_model_type"]), "config").Config
+    found: DraftConfig = shape.from_config_json(whole, partial(_verifier_layers, config, verifier))
+    return found
 
 
-def load_eagle3(
-    checkpoint: Checkpoint | Path, dtype: torch.dtype | None = None, verifier_layers: int | None = None
-) -> Eagle3Network:
+def load_draft(
+    checkpoint: Checkpoint | Path, dtype: torch.dtype | None = None, verifier: Path | None = None
+) -> DraftNetwork:
     """The network of a checkpoint, in `dtype` (None: as saved), ready for inference.
 
-    Raises UsageError naming every tensor that is missing, unknown or of the wrong shape.
+    `verifier` is the directory of its verifier, None for the one that the checkpoint names; it is read only by drafts
+    that share weights with it. Raises UsageError naming every tensor that is missing, unknown or of the wrong shape.
     """
     if isinstance(checkpoint, Path):
         checkpoint = read_checkpoint(checkpoint)
-    shape = eagle3_config(checkpoint.config, verifier_layers)
+    shape = draft_shape(checkpoint.config, verifier)
     problems = tensor_problems(checkpoint.tensors, completed(checkpoint.config))
     if problems:
         raise UsageError("\n".join([f"{checkpoint.directory} cannot be loaded:", *(f"  {what}" for what in problems)]))
-    network = Eagle3Network(shape)
+    network: DraftNetwork = load(str(checkpoint.config["speculators_model_type"]), "network").Network(shape)
     network.load_state_dict(dict(checkpoint.tensors), strict=True, assign=True)  # assigned: their types are kept
+    if network.shares_weights:
+        network.attach(VerifierWeights.read(_verifier_directory(checkpoint.config, verifier)))
     network.requires_grad_(requires_grad=False)
     return network.to(dtype).eval() if dtype is not None else network.eval()
+
+
+def proposal_of(network: DraftNetwork, compute_dtype: torch.dtype | None = None) -> Any:
+    """The network as a draft for the decoding loop (`decoding/models.Proposal`), products taken in `compute_dtype`."""
+    return load(str(network.config.to_config_json()["speculators_model_type"]), "proposal").Proposal(
+        network, compute_dtype
+    )
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -116,13 +126,14 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise UsageError(f"{file} is broken: {error}") from error
 
 
-def _verifier_layers(config: Mapping[str, Any]) -> int:
-    name = (config.get("speculators_config") or {}).get("verifier", {}).get("name_or_path")
-    file = Path(str(name)) / "config.json"
-    if not file.is_file():
-        raise UsageError(
-            "config.json does not list the layers that the draft reads (eagle_aux_hidden_state_layer_ids), and the "
-            f"verifier {name} is not on this machine to count its layers; add the key"
-        )
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return int((found.get("text_config") or found)["num_hidden_layers"])
+def _verifier_layers(config: Mapping[str, Any], verifier: Path | None) -> int:
+    return VerifierFacts.from_directory(_verifier_directory(config, verifier)).layers
+
+
+def _verifier_directory(config: Mapping[str, Any], verifier: Path | None) -> Path:
+    if verifier is not None:
+        return verifier
+    name = str((config.get("speculators_config") or {}).get("verifier", {}).get("name_or_path"))
+    if not (Path(name) / "config.json").is_file():
+        raise UsageError(f"the draft cannot be read without its verifier, and {name} is not on this machine")
+    return Path(name)

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from speculators import __version__
-from speculators.checkpoints.layout import aux_layers, completed
+from speculators.checkpoints.layout import layout_of
 
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ARCHITECTURES = {"eagle3": "Eagle3DraftModel"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,7 @@ def speculators_config(
     An absent key means different things to different readers, so none is left to them. Keys of `draft` that are not
     known here are kept.
     """
-    algorithm = str(draft.get("speculators_model_type", "eagle3"))
-    whole = completed(draft)
-    layer = {**draft["transformer_layer_config"]}
-    layer.setdefault("head_dim", whole["transformer_layer_config"].get("head_dim"))
-    # vLLM sizes `fc` of a llama draft by this key alone, and by three when it is not there.
-    layer["num_aux_hidden_states"] = aux_layers(whole)
+    algorithm, layout = str(draft["speculators_model_type"]), layout_of(draft)
     method = {
         "proposal_type": "greedy",
         "speculative_tokens": speculative_tokens,
@@ -48,8 +42,8 @@ def speculators_config(
         "accept_tolerance": 0.0,
     }
     return {
-        **whole,
-        "architectures": [ARCHITECTURES[algorithm]],
+        **layout.written(draft),
+        "architectures": [layout.ARCHITECTURE],
         "speculators_model_type": algorithm,
         "speculators_version": __version__,
         "speculators_config": {
@@ -58,7 +52,6 @@ def speculators_config(
             "proposal_methods": [method],
             "verifier": {"name_or_path": verifier.name_or_path, "architectures": list(verifier.architectures)},
         },
-        "transformer_layer_config": layer,
         "dtype": dtype,
     }
 

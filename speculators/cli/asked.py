@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
+from speculators.errors import UsageError
+
 if TYPE_CHECKING:
-    from speculators.pipeline.plan import Plan
+    from speculators.pipeline.folder import Consent
+    from speculators.pipeline.hardware import Hardware
+    from speculators.pipeline.plan import Machine, Plan
     from speculators.recipe.load import Loaded
+    from speculators.recipe.shapes.recipe import Recipe
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,6 +36,12 @@ class Asked:
     store: Path | None
     offline: bool
     trust_remote_code: bool
+    engine_arguments: tuple[str, ...]
+    processes: int = 1
+    sharding: str = "none"
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str = ""
 
 
 def store_option(command: _Command) -> _Command:
@@ -81,14 +92,85 @@ def recipe_options(command: _Command) -> _Command:
                 is_flag=True,
                 help="Allow code from the verifier's repository, if the recipe asks.",
             ),
+            click.option(
+                "--engine-arg",
+                "engine_arguments",
+                multiple=True,
+                metavar="ARGUMENT",
+                help="A further argument for `vllm serve`, such as --engine-arg=--kv-cache-dtype=fp8. Repeatable.",
+            ),
+            click.option(
+                "--processes",
+                callback=_processes,
+                default="1",
+                show_default=True,
+                metavar="N|auto",
+                help="Processes that train together, each on its own GPU where there are GPUs; auto: one for each.",
+            ),
+            click.option(
+                "--sharding",
+                type=click.Choice(["none", "full"]),
+                default="none",
+                show_default=True,
+                help="full: the processes divide the draft, its gradients and moments among them (FSDP2).",
+            ),
+            click.option(
+                "--nodes",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="Machines that train together: the same command on each, with the same store and --processes.",
+            ),
+            click.option(
+                "--node-rank",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="This one's number, from 0.",
+            ),
+            click.option(
+                "--rendezvous",
+                default="",
+                metavar="HOST:PORT",
+                help="Of node 0, where the processes of all nodes meet.",
+            ),
         )
     ):
         command = decorate(command)
     return command
 
 
-def planned(asked: Asked) -> tuple[Loaded, Plan]:
-    """Load the recipe and plan it; raises RecipeError and UsageError."""
+def _processes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    from speculators.pipeline.machine import visible_gpus
+
+    context.meta["processes"] = value
+    if value == "auto":
+        return max(1, visible_gpus())
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a number from 1 nor auto")
+    return int(value)
+
+
+def consent(asked: Asked) -> Consent:
+    """What of it is not about the recipe, but about how it is run here."""
+    from speculators.pipeline.folder import Consent
+    from speculators.pipeline.step import Nodes
+
+    return Consent(
+        asked.offline,
+        asked.trust_remote_code,
+        asked.engine_arguments,
+        asked.processes,
+        asked.sharding,
+        Nodes(asked.nodes, asked.node_rank, asked.rendezvous),
+    )
+
+
+def planned(asked: Asked, machine: Machine | None = None, hardware: Hardware | None = None) -> tuple[Loaded, Plan]:
+    """Load the recipe and plan it; raises RecipeError and UsageError.
+
+    `machine` are the machines that an executor will use, `hardware` what is elsewhere and only planned for.
+    """
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
     from speculators.recipe.load import load_recipe
@@ -97,6 +179,42 @@ def planned(asked: Asked) -> tuple[Loaded, Plan]:
     if asked.offline:
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     loaded = load_recipe(asked.recipe, asked.overlay, asked.sets, trust_remote_code=asked.trust_remote_code)
-    assembly = assemble(loaded.recipe, loaded.data, loaded.origins)
-    selection = Selection(asked.only, asked.start, asked.until, asked.force)
-    return loaded, make_plan(assembly, Store.open(asked.store or default_store()), selection)
+    assembly = assemble(loaded.recipe, loaded.data, loaded.origins, hardware)
+    if asked.engine_arguments and loaded.recipe.verifier.engine.__struct_config__.tag != "vllm":
+        raise UsageError(
+            "--engine-arg is for a recipe with `verifier.engine.type: vllm`; this one's engine is embedded"
+        )
+    _check_processes(asked, loaded.recipe)
+    # Other nodes are there to train; the first one goes on alone.
+    until = asked.until or (("train",) if asked.node_rank else ())
+    selection = Selection(asked.only, asked.start, until, asked.force)
+    store = Store.open(asked.store or default_store())
+    return loaded, make_plan(assembly, store, selection, machine=machine, only_looked_at=hardware is not None)
+
+
+def _check_processes(asked: Asked, recipe: Recipe) -> None:
+    """Raise UsageError for processes and nodes that cannot train this recipe together."""
+    if asked.node_rank >= asked.nodes:
+        raise UsageError(f"--node-rank {asked.node_rank}: with --nodes {asked.nodes} it is from 0 to {asked.nodes - 1}")
+    host, _, port = asked.rendezvous.rpartition(":")
+    if asked.nodes > 1 and not (host and port.isdecimal()):
+        raise UsageError(
+            f"--nodes {asked.nodes} needs --rendezvous HOST:PORT, a free port of node 0 that all nodes reach; "
+            f"found {asked.rendezvous!r}"
+        )
+    if recipe.converts and asked.nodes > 1:
+        raise UsageError(f"--nodes {asked.nodes}: this recipe converts a draft and trains none, so one machine does it")
+    if recipe.converts:
+        return
+    together = {
+        f"--processes {asked.processes}": asked.processes > 1,
+        f"--nodes {asked.nodes}": asked.nodes > 1,
+        f"--sharding {asked.sharding}": asked.sharding != "none",
+    }
+    said = next((option for option, is_said in together.items() if is_said), None)
+    if said and recipe.data.hidden_states.mode == "online":
+        raise UsageError(
+            f"{said} needs stored hidden states; write `data.hidden_states.mode: offline`, or train in one process"
+        )
+    if asked.sharding == "full" and recipe.train.optimizer.__struct_config__.tag == "adamw8bit":
+        raise UsageError("--sharding full cannot divide the moments of adamw8bit; write `train.optimizer.type: adamw`")

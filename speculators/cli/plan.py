@@ -4,47 +4,92 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from speculators.cli.amounts import age_text, size_text, time_text
-from speculators.cli.asked import Asked, planned, recipe_options
-from speculators.errors import LockError, MachineError
+from speculators.cli.asked import Asked, consent, planned, recipe_options
+from speculators.errors import LockError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from speculators.pipeline.hardware import Hardware
     from speculators.pipeline.plan import Plan, Planned
+    from speculators.recipe.shapes.recipe import Recipe
+
+_PROGRAM_BYTES = 100_000_000
 
 
 @click.command("plan")
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON, with everything that is hashed.")
 @click.option("--mermaid", is_flag=True, help="The plan as a Mermaid graph.")
+@click.option("--on", metavar="GPUS", help="Estimates for other GPUs than this machine's, such as --on '8x H100'.")
 @click.option("--check", is_flag=True, help="Exit with 4 when there is something to run.")
-def command(as_json: bool, mermaid: bool, check: bool, **options: Any) -> None:
+@click.option("--check-engine", is_flag=True, help="Start vLLM on the draft to be trained, with random weights.")
+def command(as_json: bool, mermaid: bool, on: str | None, check: bool, check_engine: bool, **options: Any) -> None:
     """Show what a run of RECIPE would do, and why.
 
     RECIPE is a file, or the name of a recipe that came with speculators.
     """
+    from speculators.pipeline.hardware import hardware_here, parse_hardware
     from speculators.pipeline.plan import check_machine
 
-    _, plan = planned(Asked(**options))
+    asked = Asked(**options)
+    hardware = parse_hardware(on) if on else None
+    loaded, plan = planned(asked, hardware=hardware)
     if as_json:
-        from speculators.pipeline.folder import Consent, plan_json
+        from speculators.pipeline.folder import plan_json
 
-        click.echo(json.dumps(plan_json(plan, "", Consent(options["offline"], options["trust_remote_code"])), indent=1))
+        click.echo(json.dumps(plan_json(plan, "", consent(asked)), indent=1))
     elif mermaid:
         click.echo(mermaid_text(plan))
     else:
-        show(plan, options["recipe"])
+        show(plan, asked.recipe)
         try:
-            check_machine(plan)
+            if hardware is None:
+                check_machine(plan)
+            if gpus := hardware or hardware_here():
+                _check_gpus(loaded.recipe, gpus)
         except MachineError as error:
             click.echo(f"\n  error: {error}")
+    if check_engine:
+        _check_engine(loaded.recipe, plan, asked.engine_arguments)
     if check and plan.to_run:
         raise LockError(f"{len(plan.to_run)} steps would run: {', '.join(step.name for step in plan.to_run)}")
+
+
+def _check_gpus(recipe: Recipe, hardware: Hardware) -> None:
+    """Raise MachineError when the verifier cannot lie on these GPUs as the recipe shares it out."""
+    from speculators.steps.fits import verifier_fits
+    from speculators.verifiers.source import known_facts
+
+    facts = known_facts(recipe.verifier)
+    if facts is not None:
+        verifier_fits(recipe.verifier.engine, facts.weight_bytes, hardware)
+
+
+def _check_engine(recipe: Recipe, plan: Plan, arguments: tuple[str, ...]) -> None:
+    """Serve the untrained draft; raises UsageError when the verifier is not on this machine yet."""
+    from tempfile import TemporaryDirectory
+
+    artifact = plan["verifier"].artifact
+    if artifact is None:
+        raise UsageError("--check-engine needs the verifier; `speculators run RECIPE --until verifier` fetches it")
+    from speculators.engines.vllm.preflight import serve_untrained
+    from speculators.engines.vllm.server import ServerOptions, server_options
+    from speculators.recipe.shapes.verifier import VllmEngine
+    from speculators.verifiers.source import verifier_directory
+
+    engine = recipe.verifier.engine
+    options = server_options(engine, arguments) if isinstance(engine, VllmEngine) else ServerOptions()
+    with TemporaryDirectory(prefix="speculators-") as folder:
+        serve_untrained(recipe, verifier_directory(artifact.path), replace(options, replicas=1), Path(folder))
+    click.echo("  vLLM serves this draft: an untrained one loaded, and drafted", err=True)
 
 
 def show(plan: Plan, recipe: str) -> None:
@@ -71,13 +116,14 @@ def show(plan: Plan, recipe: str) -> None:
 
 
 def table(plan: Plan) -> Table:
-    """One line a step: state, reason, disk and time."""
+    """One line a step: state, reason, disk, peak memory and time."""
     from rich.table import Table
 
     found = Table(box=None, padding=(0, 2), header_style="dim", pad_edge=True)
-    for name in ("step", "state", "why"):
+    found.add_column("step", no_wrap=True)
+    for name in ("state", "why"):
         found.add_column(name, overflow="fold")
-    for name in ("disk", "time"):
+    for name in ("disk", "memory", "time"):
         found.add_column(name, justify="right", no_wrap=True)
     for step in plan.steps:
         style = {"run": "yellow", "cached": "green", "skipped": "dim"}[step.state]
@@ -86,9 +132,16 @@ def table(plan: Plan) -> Table:
             f"[{style}]{step.state}[/]",
             _why(step),
             size_text(step.estimate.disk) if step.state == "run" else "",
+            _memory_text(step),
             time_text(step.estimate.seconds),
         )
     return found
+
+
+def _memory_text(planned: Planned) -> str:
+    """Empty where it is no more than any program takes."""
+    memory = planned.estimate.memory or 0
+    return size_text(memory) if planned.state == "run" and memory > _PROGRAM_BYTES else ""
 
 
 def _why(planned: Planned) -> str:

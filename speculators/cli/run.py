@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from speculators.cli.amounts import time_text
-from speculators.cli.asked import Asked, planned, recipe_options, runs_option
+from speculators.cli.asked import Asked, consent, planned, recipe_options, runs_option
+from speculators.cli.where import WHERE, where, where_options
 from speculators.errors import MachineError
 
 if TYPE_CHECKING:
+    from speculators.pipeline.executors.base import Executor
     from speculators.pipeline.plan import Plan
     from speculators.pipeline.run import Outcome
+    from speculators.pipeline.store import Store
     from speculators.recipe.load import Loaded
 
 
 @click.command("run")
+@click.option_panel("What to run", options=["--set", "--overlay", "--only", "--from", "--until", "--force"])
+@click.option_panel("Where steps run", options=WHERE)
 @recipe_options
 @runs_option
+@where_options
 @click.option(
     "--json", "as_json", is_flag=True, help="Standard output gets exactly the events, one JSON object a line."
 )
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that steps get to save their state after SIGTERM or Ctrl-C, before they are killed.",
+)
 @click.option("--yes", is_flag=True, help="Run although the estimates say that disk or memory will not do.")
-def command(runs: Path, as_json: bool, yes: bool, **options: Any) -> int:
+@click.pass_context
+def command(context: click.RichContext, /, runs: Path, as_json: bool, grace: float, yes: bool, **options: Any) -> int:
     """Run RECIPE: data, hidden states, training, checkpoint, evaluation, report.
 
     RECIPE is a file, or the name of a recipe that came with speculators. What was done before is not done again.
@@ -33,19 +48,19 @@ def command(runs: Path, as_json: bool, yes: bool, **options: Any) -> int:
     130 interrupted.
     """
     from speculators.cli.live import showing
-    from speculators.pipeline.executors.local import LocalExecutor
-    from speculators.pipeline.folder import Consent, create_run, previous_run
+    from speculators.pipeline.folder import create_run, previous_run
     from speculators.pipeline.run import run_plan
 
-    asked = Asked(**options)
-    loaded, plan = planned(asked)
-    _check(plan, anyway=yes)
+    place, asked = where(context, options), Asked(**options)
+    executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True))
+    loaded, plan = planned(asked, executor.machine)
+    place.check([planned.name for planned in plan.steps], asked.processes, asked.nodes)
+    _check(plan, executor, anyway=yes)
     previous = previous_run(runs, plan.assembly.name)
-    consent = Consent(offline=asked.offline, trust_remote_code=asked.trust_remote_code)
     texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}
-    folder = create_run(runs, plan, consent=consent, texts=texts)
+    folder = create_run(runs, plan, consent=consent(asked), texts=texts)
     with showing(as_json=as_json) as (_, listen):
-        outcome = run_plan(plan, folder, LocalExecutor(), listener=listen, previous=previous)
+        outcome = run_plan(plan, folder, executor, listener=listen, previous=previous)
     for line in summary(folder.path, outcome):
         click.echo(line, err=as_json)
     for failure in outcome.failures:
@@ -60,11 +75,17 @@ def resolved_text(loaded: Loaded) -> str:
     return yaml.safe_dump(loaded.data, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _check(plan: Plan, *, anyway: bool) -> None:
+def _store(asked: Asked) -> Store:
+    from speculators.pipeline.store import Store, default_store
+
+    return Store.open(asked.store or default_store())
+
+
+def _check(plan: Plan, executor: Executor, *, anyway: bool) -> None:
     from speculators.pipeline.plan import check_machine
 
     try:
-        check_machine(plan)
+        check_machine(plan, executor.memory)
     except MachineError as error:
         if not anyway:
             raise

@@ -2,7 +2,7 @@
 
 Recognised rows: `messages` (role, content), ShareGPT's `conversations` (from, value), `prompt` with or without
 `response`, `instruction` (with `input`) with or without `output`, and plain `text`. A row may bring its own `id`,
-`category` and `split`.
+`category`, `split` and `tools`. Turns keep what chat templates read beside the text: thoughts, tool calls and results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,28 +29,51 @@ _ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Names under which data sets keep what the assistant thought before it answered; the first is the templates'."""
+_BESIDE = ("tool_calls", "tool_call_id", "name")
 _HOLDOUT_NAMES = ("holdout", "test", "validation", "valid", "eval")
 _SHAPES = "`messages`, `conversations`, `prompt` (and `response`), `instruction` (and `output`), or `text`"
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn."""
+    """One turn: of system, user, assistant or tool.
+
+    `beside` is what templates read beside the text: `reasoning_content`, `tool_calls`, `tool_call_id`, `name`.
+    """
 
     role: str
     content: str
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> str:
+        """All text of the turn, for looking for something in it."""
+        return f"{self.content}\n{json.dumps(self.beside, ensure_ascii=False)}" if self.beside else self.content
+
+    def to_json(self) -> dict[str, Any]:
+        """The turn as chat templates take it."""
+        return {"role": self.role, "content": self.content, **self.beside}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation, ending with a user's turn (a prompt) or an assistant's (with an answer)."""
+    """A conversation, ending with a user's turn or a tool's (a prompt) or an assistant's (with an answer).
+
+    `tools` are the functions that the assistant may call, as JSON schemas.
+    """
 
     id: str
     messages: tuple[Message, ...]
     split: Split
     category: str | None
     source: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -60,26 +83,32 @@ class Conversation:
     def as_prompt(self) -> Conversation:
         """The same without the assistant's last turns, so that the verifier can answer."""
         kept = list(self.messages)
-        while kept and kept[-1].role != "user":
+        while kept and kept[-1].role not in ("user", "tool"):
             kept.pop()
         return replace(self, messages=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
         """The object of one line of prompts.jsonl."""
-        messages = [{"role": message.role, "content": message.content} for message in self.messages]
         return {
             "id": self.id,
-            "messages": messages,
+            "messages": [message.to_json() for message in self.messages],
             "split": self.split,
             "category": self.category,
             "source": self.source,
+            **({"tools": list(self.tools)} if self.tools else {}),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Conversation:
         """Read what `to_json` wrote; further fields are ignored."""
-        messages = tuple(Message(item["role"], item["content"]) for item in record["messages"])
-        return cls(record["id"], messages, record["split"], record["category"], record["source"])
+        messages = tuple(
+            Message(
+                item["role"], item["content"], {name: item[name] for name in item if name not in ("role", "content")}
+            )
+            for item in record["messages"]
+        )
+        tools = tuple(record.get("tools", ()))
+        return cls(record["id"], messages, record["split"], record["category"], record["source"], tools)
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -113,19 +142,24 @@ def conversation(row: Mapping[str, Any], *, source: str, holdout: float, where: 
     messages = _merge_roles(_messages(row, where or source))
     if not any(message.role == "user" and message.content.strip() for message in messages):
         return None
-    identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(messages)
+    tools = _tools(row, where or source)
+    identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(messages, tools)
     return Conversation(
         id=identity,
         messages=messages,
         split=_own_split(row) or assign_split(identity, holdout),
         category=str(row["category"]) if row.get("category") else None,
         source=source,
+        tools=tools,
     )
 
 
-def identify(messages: Sequence[Message]) -> str:
+def identify(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
     """A stable id: 16 hexadecimal digits of the sha256 over roles and content, wherever they were read."""
-    content = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    turns: list[Any] = [
+        [message.role, message.content, *([message.beside] if message.beside else [])] for message in messages
+    ]
+    content = json.dumps([*turns, *([list(tools)] if tools else [])], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -201,18 +235,49 @@ def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str) -> 
         raise UsageError(f"`data.sources`: a turn in {where} lacks `{role_key}` or `{text_key}`") from error
     if role not in _ROLES:
         raise UsageError(f"`data.sources`: {where} has the role {role!r}; known roles: {', '.join(_ROLES)}")
-    return Message(_ROLES[role], text if isinstance(text, str) else "")
+    beside = {name: item[name] for name in _BESIDE if item.get(name)}
+    thoughts = next((item[name] for name in _THOUGHTS if isinstance(item.get(name), str) and item[name]), None)
+    if thoughts is not None:
+        beside[_THOUGHTS[0]] = thoughts
+    return Message(_ROLES[role], _text(text, where), beside)
+
+
+def _text(content: object, where: str) -> str:
+    """The text of a turn, given as such or in parts; none where there are only tool calls."""
+    if isinstance(content, list):
+        other = [part for part in content if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
+        if other:
+            kind = other[0].get("type") if isinstance(other[0], dict) else other[0]
+            raise UsageError(f"`data.sources`: a turn in {where} has a part of the type {kind!r}; only text is read")
+        return "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else ""
+
+
+def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    """The functions of a row, a list or one written as JSON."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _parse(tools, where) if tools.strip() else None
+    if not tools:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UsageError(f"`data.sources`: the `tools` of {where} are not a list of JSON schemas")
+    return tuple(tools)
 
 
 def _merge_roles(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Turns of one speaker in a row become one: many chat templates refuse them otherwise."""
+    """Turns of one speaker in a row become one: many chat templates refuse them otherwise.
+
+    Those of tools stay apart, and those with something beside their text.
+    """
     merged: list[Message] = []
     for message in messages:
-        if merged and merged[-1].role == message.role:
+        plain = merged and not (merged[-1].beside or message.beside) and message.role != "tool"
+        if plain and merged[-1].role == message.role:
             merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
         else:
             merged.append(message)
-    while merged and merged[0].role == "assistant":
+    while merged and merged[0].role in ("assistant", "tool"):
         merged.pop(0)
     return tuple(merged)
 

@@ -1,8 +1,9 @@
 """Stored hidden states: sharded safetensors in document order, read by memory map.
 
 A shard holds `aux` [n, A*h], `last` [n, h] and `argmax` int32 [n] of consecutive documents, and their `lengths` int64;
-row r of a shard belongs to token `first_token + r` of the tokens artifact. `states.json`, written last, names the
-layers, the dtype, and what made them. A shard's file gets its name only when it is whole.
+row r of a shard belongs to token `first_token + r` of the tokens artifact. `argmax` is NOT_TAKEN outside of answers.
+`states.json`, written last, names the layers, the dtype, and what made them. A shard's file gets its name only when it
+is whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 from speculators.errors import ArtifactMismatch
 
 RECORD = "states.json"
+NOT_TAKEN = torch.iinfo(torch.int32).min
+"""In `argmax`, where it was not wanted: no token's id, and an error wherever it is used as an index."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,20 @@ class ShardWriter:
 
     def publish(self, folder: Path) -> None:
         """Write the file; raises ArtifactMismatch when a state left the range of its type."""
-        for name in ("aux", "last"):
-            if not torch.isfinite(self._tensors[name]).all():
-                raise ArtifactMismatch(
-                    f"hidden states ({name}) are not finite in {self._dtype}; store them as bfloat16 or float32: "
-                    "`data.hidden_states.dtype`"
-                )
+        check_finite(self._tensors["aux"], self._tensors["last"])
         partial = folder / f"{self._shard.file}.partial"
         save_file({**self._tensors, "lengths": torch.tensor(self._lengths)}, partial)
         partial.replace(folder / self._shard.file)
+
+
+def check_finite(aux: torch.Tensor, last: torch.Tensor) -> None:
+    """Raise ArtifactMismatch when a state left the range of its type."""
+    for name, states in (("aux", aux), ("last", last)):
+        if not torch.isfinite(states).all():
+            raise ArtifactMismatch(
+                f"hidden states ({name}) are not finite in {states.dtype}; store them as bfloat16 or float32: "
+                "`data.hidden_states.dtype`"
+            )
 
 
 def is_whole(file: Path, shard: Shard) -> bool:

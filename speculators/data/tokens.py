@@ -30,6 +30,22 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A document as the verifier reads it for its states: `input_ids` int64 [n], n > 0, and `predicts` bool [n].
+
+    `predicts` is true after which tokens the verifier's own next token is wanted: it costs a product with the whole
+    vocabulary, and nobody asks for it where the token that follows is not the assistant's.
+    """
+
+    input_ids: torch.Tensor
+    predicts: torch.Tensor
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
 class TokenOrigin:
     """What the tokens were made with; whoever pairs them with a verifier compares these."""
 
@@ -111,6 +127,11 @@ class TokenDataset:
         """Document `number`: input_ids int64 [length] and loss_mask bool [length], both copies."""
         start, end = self.span(number)
         return self.input_ids[start:end].long(), self.loss_mask[start:end].clone()
+
+    def reading(self, number: int) -> Reading:
+        """Document `number` for the verifier to read; it predicts wherever the next token is the assistant's."""
+        input_ids, loss_mask = self.document(number)
+        return Reading(input_ids, torch.cat([loss_mask[1:], loss_mask.new_zeros(1)]))
 
     def loss_counts(self, *, holdout: bool = False) -> torch.Tensor:
         """How often each token id stands at a loss position of the train (or holdout) documents, int64 [V]."""

@@ -36,6 +36,11 @@ class DraftVocabulary:
     coverage: Coverage
 
     @classmethod
+    def whole(cls, size: int) -> DraftVocabulary:
+        """The whole vocabulary of a verifier of `size` tokens."""
+        return cls(size, size, None, None, Coverage(1.0, 1.0))
+
+    @classmethod
     def open(cls, path: Path) -> DraftVocabulary:
         """Open a vocabulary artifact directory."""
         record = json.loads((path / "vocabulary.json").read_text(encoding="utf-8"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from speculators.decoding.models import Choose, Output, Proposal
+from speculators.decoding.models import Choose, Output, Proposal, TreeProposal
 from speculators.decoding.request import Request
 from speculators.decoding.sampling import Uniforms, distributions, draw
+from speculators.layers.trees import Tree, TreeShape
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,18 @@ class Drafter:
         self._proposal.read(self._cache, numbers, next_ids, _features(out)[:, : next_ids.shape[1]])
         self._cache.crop(numbers, lengths)
 
-    def keep(self, rows: Sequence[int], out: Output, start: int = 0) -> None:
-        """Keep the features of a verifier pass over `rows`, from its position `start` on, for the next round."""
+    def keep(
+        self, rows: Sequence[int], out: Output, start: int = 0, paths: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """Keep the features of a verifier pass over `rows`, from its position `start` on, for the next round.
+
+        With `paths` the pass read trees, and of row b the positions 0 and `paths[b][i] + 1` are kept.
+        """
         new = _features(out)[:, start:]
+        if paths is not None:
+            width = 1 + max(map(len, paths))
+            padded = [[0, *(node + 1 for node in path), *[0] * (width - 1 - len(path))] for path in paths]
+            new = new.gather(1, torch.tensor(padded, device=new.device)[..., None].expand(-1, -1, new.shape[-1]))
         if self._features is None:
             self._features = new.new_zeros(self._slots, self._k + 1, new.shape[-1])
         where = slice(len(rows)) if rows[-1] == len(rows) - 1 else list(rows)
@@ -75,7 +85,19 @@ class Drafter:
         width, n = max(counts), len(counts)
         next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
         features, numbers = self._features[:n, :width], self._numbers[:n]
-        return Proposed(self._proposal.propose(self._cache, numbers, next_ids, features, lengths, counts, k, choose))
+        drafted = self._k if self._proposal.drafts_at_once else k
+        ids = self._proposal.propose(self._cache, numbers, next_ids, features, lengths, counts, drafted, choose)
+        return Proposed(ids[:, :k])
+
+    def grow(self, lengths: Sequence[int], unread: Sequence[list[int]], shape: TreeShape) -> Tree:
+        """As `propose`, but a tree for each of the first len(unread) rows."""
+        assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
+        counts = [len(tokens) for tokens in unread]
+        width, n = max(counts), len(counts)
+        next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
+        features, numbers = self._features[:n, :width], self._numbers[:n]
+        proposal = cast("TreeProposal", self._proposal)  # the decoder asked for one
+        return proposal.propose_tree(self._cache, numbers, next_ids, features, lengths, counts, shape)
 
     def draw(
         self,

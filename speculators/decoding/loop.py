@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from speculators.decoding.chain import DraftSide, Verdict, agreement, by_ratio
 from speculators.decoding.drafter import Drafter, Proposed
-from speculators.decoding.models import Output, Proposal, Verifier
+from speculators.decoding.models import Output, Proposal, TreeVerifier, Verifier
 from speculators.decoding.request import Commit, Request
 from speculators.decoding.sampling import Uniforms, choose, distributions
+from speculators.decoding.tree import follow
+from speculators.layers.trees import TreeShape
 
 Drafting = Literal["greedy", "sampled"]
 
@@ -50,7 +52,8 @@ class Decoder:
     With a `proposal`, rounds verify up to `speculative_tokens` proposals; the text (greedy) or its distribution
     (sampling) is the verifier's own. `drafting` says how proposals are made for sampled requests: "greedy" takes the
     draft's most likely token, as vLLM does, "sampled" draws with the request's own temperature. `prefill_tokens`
-    bounds the padded size of a batch of prompts.
+    bounds the padded size of a batch of prompts. With a `tree`, every round verifies a tree of that shape instead of a
+    chain; `speculative_tokens` is then its depth, and proposals are greedy.
     """
 
     def __init__(
@@ -63,15 +66,20 @@ class Decoder:
         speculative_tokens: int = 0,
         drafting: Drafting = "greedy",
         prefill_tokens: int = 4096,
+        tree: TreeShape | None = None,
     ) -> None:
-        if proposal is not None and speculative_tokens < 1:
+        if tree is not None and (drafting != "greedy" or not hasattr(proposal, "propose_tree")):
+            raise ValueError("trees are made of the likeliest tokens, by a draft that can continue several at once")
+        if proposal is not None and tree is None and speculative_tokens < 1:
             raise ValueError(f"speculative_tokens is {speculative_tokens}; with a draft it must be at least 1")
         self._verifier = verifier
-        self._k = speculative_tokens if proposal is not None else 0
+        self._k = 0 if proposal is None else speculative_tokens if tree is None else tree.depth
         self._drafting, self._prefill_tokens = drafting, prefill_tokens
         self.slots, self.capacity = slots, capacity
-        self._cache = verifier.new_cache(slots, capacity + self._k + 1)
-        self._drafter = None if proposal is None else Drafter(proposal, slots, capacity + self._k + 1, self._k)
+        self._tree = tree
+        beyond, drafted = (self._k, self._k) if tree is None else (tree.nodes, tree.drafted + self._k)
+        self._cache = verifier.new_cache(slots, capacity + beyond + 1)
+        self._drafter = None if proposal is None else Drafter(proposal, slots, capacity + drafted + 1, self._k)
         self._rows: list[_Sequence | None] = [None] * slots
         self._waiting: list[_Sequence] = []
         self._numbers = torch.arange(slots)
@@ -182,6 +190,8 @@ class Decoder:
         newest = torch.tensor([[one.newest] for one in running])
         limits = [one.limit(self._k) for one in running]
         k = max(limits)
+        if self._drafter is not None and self._tree is not None and k > 0:
+            return self._tree_round(self._drafter, self._tree, running, limits)
         if self._drafter is None or k == 0:
             proposed = None
             out = self._pass(newest, rows, "last")
@@ -196,6 +206,30 @@ class Decoder:
         if self._drafter is not None:
             self._drafter.keep(rows, out)
         return [self._commit(*each) for each in zip(rows, running, verdicts, limits, lengths, strict=True)]
+
+    def _tree_round(
+        self, drafter: Drafter, shape: TreeShape, running: list[_Sequence], limits: list[int]
+    ) -> list[Commit]:
+        """A round with a tree for each sequence: of each the path is kept that the verifier's own choices follow."""
+        rows = range(len(running))
+        lengths = [one.length - len(one.unread) for one in running]
+        tree = drafter.grow(lengths, [one.unread for one in running], shape)
+        newest = torch.tensor([[one.newest] for one in running], device=tree.tokens.device)
+        verifier = cast("TreeVerifier", self._verifier)
+        ids = torch.cat([newest, tree.tokens], dim=1)
+        out = verifier.forward(ids, self._cache, self._numbers[: len(rows)], "all", tree)
+        choices = self._own(running, _logits(out), tree.depths.tolist())
+        proposed = zip(choices, tree.tokens.tolist(), tree.parents.tolist(), limits, strict=True)
+        paths = [follow(own, tokens, parents, limit) for own, tokens, parents, limit in proposed]
+        drafter.keep(rows, out, paths=[path.nodes for path in paths])
+        commits = []
+        for row, one, path in zip(rows, running, paths, strict=True):
+            self._cache.keep(row, one.length + 1, path.nodes)
+            if not one.request.is_greedy:
+                one.uniforms.drop(len(path.verdict.tokens))
+            length = one.length + 1 + path.verdict.accepted
+            commits.append(self._commit(row, one, path.verdict, path.judged, length))
+        return commits
 
     def _propose(self, drafter: Drafter, running: list[_Sequence], k: int) -> Proposed:
         unread = [one.unread for one in running]
@@ -240,8 +274,13 @@ class Decoder:
             verdicts.append(verdict)
         return verdicts
 
-    def _own(self, running: list[_Sequence], logits: torch.Tensor) -> list[list[int]]:
-        """What the verifier chooses at every position: the argmax, or a draw with the sequence's next numbers."""
+    def _own(
+        self, running: list[_Sequence], logits: torch.Tensor, depths: list[list[int]] | None = None
+    ) -> list[list[int]]:
+        """What the verifier chooses at every position: the argmax, or a draw with the sequence's next numbers.
+
+        With `depths`, of the nodes of trees, each uses the number that its depth's token in the text would.
+        """
         sampled = [i for i, one in enumerate(running) if not one.request.is_greedy]
         if len(sampled) < len(running):
             own: list[list[int]] = logits.argmax(-1).tolist()
@@ -250,6 +289,8 @@ class Decoder:
         if sampled:
             chosen = [running[i] for i in sampled]
             ahead = [one.uniforms.peek(logits.shape[1]) for one in chosen]
+            if depths is not None:
+                ahead = [[row[depth] for depth in depths[i]] for i, row in zip(sampled, ahead, strict=True)]
             ids: list[list[int]] = choose(logits[sampled], [one.request for one in chosen], ahead).tolist()
             for i, tokens in zip(sampled, ids, strict=True):
                 own[i] = tokens

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from speculators.layers.trees import Tree, TreeShape
+
 Choose = Callable[[torch.Tensor], torch.Tensor]
 """Picks the draft's next tokens: draft ids int64 [B] from its logits [B, Vd]."""
 
@@ -15,6 +17,8 @@ class Cache(Protocol):
     """Keys and values of several sequences of different lengths (`layers/slot_cache.py`)."""
 
     def crop(self, rows: torch.Tensor, lengths: Any) -> None: ...
+
+    def keep(self, row: int, start: int, kept: Sequence[int]) -> None: ...
 
     def move(self, source: int, destination: int) -> None: ...
 
@@ -40,6 +44,20 @@ class Verifier(Protocol):
         """Read `input_ids` [B, q] at the ends of slots `rows`, and advance those slots by q."""
 
 
+class TreeVerifier(Verifier, Protocol):
+    """A verifier that reads trees as well."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any,
+        rows: torch.Tensor,
+        logits: Literal["all", "last"] | None,
+        tree: Tree | None = None,
+    ) -> Output:
+        """With a `tree`, `input_ids` [B, 1+N] are each row's newest token and the tree's nodes."""
+
+
 class Proposal(Protocol):
     """A draft that continues text from the verifier's features (`algorithms/<name>/proposal.py`).
 
@@ -49,6 +67,15 @@ class Proposal(Protocol):
 
     target_ids: torch.Tensor | None
     """int64 [Vd]: the verifier's id of every draft id; None when the vocabularies are the same."""
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Ids of the verifier's streams that are its features, in their order."""
+
+    @property
+    def drafts_at_once(self) -> bool:
+        """Whether all tokens come from one computation, whose size they share: then the full number is always drafted,
+        as in training and in vLLM, also where an answer's limit leaves room for fewer."""
 
     def new_cache(self, slots: int, capacity: int) -> Any: ...
 
@@ -73,5 +100,23 @@ class Proposal(Protocol):
 
         Row b holds `lengths[b]` positions and reads the first `counts[b]` of `next_ids` [B, m] and `aux` [B, m, F],
         which are the verifier's true features. Afterwards it holds `lengths[b] + counts[b]`: what the chain itself
-        wrote is forgotten. `choose` None takes the most likely token. A row with count 0 gets meaningless tokens.
+        wrote is forgotten. `choose` None takes the most likely token; else it is called once for each of the `k`
+        tokens, in their order, also by a draft that has the logits of all of them at once. A row with count 0 gets
+        meaningless tokens.
         """
+
+
+class TreeProposal(Proposal, Protocol):
+    """A draft that also proposes trees."""
+
+    def propose_tree(
+        self,
+        cache: Any,
+        rows: torch.Tensor,
+        next_ids: torch.Tensor,
+        aux: torch.Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        shape: TreeShape,
+    ) -> Tree:
+        """Read as `propose` does, then draft a tree after each row; needs room for `shape.drafted` more positions."""

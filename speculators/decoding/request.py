@@ -51,8 +51,9 @@ class Commit:
 
     The first `accepted` of `tokens` were proposed by the draft, the one after them (if any) is the verifier's own.
     `proposed` counts the proposals that were judged: 0 for the token that ends the reading of the prompt and for
-    decoding without a draft, so that rounds are the commits with `proposed > 0`. Proposals after a stop token are
-    neither kept nor counted. `finished` commits free their slot by themselves.
+    decoding without a draft, so that rounds are the commits with `proposed > 0`; of a tree it counts the levels that
+    were judged. Proposals after a stop token are neither kept nor counted. `finished` commits free their slot by
+    themselves.
     """
 
     slot: int

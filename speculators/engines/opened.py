@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.base import Answer, DocumentStates
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from speculators.engines.transformers import VerifierModel
 
 Generate = Callable[[Sequence[Request]], Iterator[Answer]]
-Extract = Callable[[Sequence[torch.Tensor]], Iterator[DocumentStates]]
+Extract = Callable[[Sequence[Reading]], Generator[DocumentStates, None, None]]
+"""Whoever stops reading before the end closes the generator, and with it the engine's work."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Opening:
     compute_dtype: str | None
     scratch: Path
     trust_remote_code: bool = False
+    arguments: tuple[str, ...] = ()
+    """Further ones for vLLM's command line."""
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def generating(opening: Opening) -> Iterator[Generate]:
         url = engine.endpoint.rstrip("/").removesuffix("/v1")
         yield partial(answers, [url], served_model(url), at_once=engine.concurrency)
         return
-    options = server_options(engine)
+    options = server_options(engine, opening.arguments)
     arguments = serve_arguments(
         opening.directory, _served_dtype(opening), options, trust_remote_code=opening.trust_remote_code
     )
@@ -70,7 +72,7 @@ def extracting(opening: Opening, layers: Sequence[int]) -> Iterator[Extract]:
     if isinstance(opening.engine, TransformersEngine):
         from speculators.engines.extraction import extract
 
-        yield partial(extract, _embedded(opening, layers), batch_tokens=opening.engine.batch_tokens)
+        yield partial(extract, _embedded(opening, layers, split_head=True), batch_tokens=opening.engine.batch_tokens)
         return
     from speculators.engines.vllm.environment import find_vllm
     from speculators.engines.vllm.server import (
@@ -83,7 +85,7 @@ def extracting(opening: Opening, layers: Sequence[int]) -> Iterator[Extract]:
     from speculators.engines.vllm.states import Reader
     from speculators.verifiers.facts import VerifierFacts
 
-    options = server_options(opening.engine)
+    options = server_options(opening.engine, opening.arguments)
     with _scratch(opening.scratch) as folder:
         depth = VerifierFacts.from_directory(opening.directory).layers
         reader = Reader.open(opening.directory, folder, layers, depth)
@@ -97,7 +99,7 @@ def extracting(opening: Opening, layers: Sequence[int]) -> Iterator[Extract]:
             yield partial(reader.documents, urls, MODEL, at_once=opening.engine.concurrency)
 
 
-def _embedded(opening: Opening, layers: Sequence[int] = ()) -> VerifierModel:
+def _embedded(opening: Opening, layers: Sequence[int] = (), *, split_head: bool = False) -> VerifierModel:
     from speculators.engines.transformers import VerifierModel
 
     assert isinstance(opening.engine, TransformersEngine)  # noqa: S101  the caller looked
@@ -109,6 +111,7 @@ def _embedded(opening: Opening, layers: Sequence[int] = ()) -> VerifierModel:
         aux_layers=layers,
         trust_remote_code=opening.trust_remote_code,
         compute_dtype=opening.compute_dtype,
+        split_head=split_head,
     )
 
 

@@ -50,8 +50,6 @@ def running(launches: Sequence[Launch], *, start_seconds: float = 600) -> Iterat
         urls = [_wait_until_healthy(process, launch, deadline) for process, launch in both]
         try:
             yield urls
-        except StepError:
-            raise
         except Exception as error:
             time.sleep(POLL_SECONDS)  # a connection breaks a moment before its server has ended
             _check(both, error)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from speculators.algorithms.eagle3.proposal import Eagle3Proposal
-from speculators.checkpoints.load import Checkpoint, eagle3_config, load_eagle3, read_checkpoint
+from speculators.checkpoints.load import Checkpoint, draft_shape, load_draft, proposal_of, read_checkpoint
 from speculators.decoding.loop import Decoder
+from speculators.decoding.models import Proposal
 from speculators.engines.scheduler import Scheduler
 from speculators.engines.server import Served
 from speculators.engines.transformers import VerifierModel
@@ -51,7 +51,7 @@ def open_served(directory: Path, options: ServeOptions) -> Served:
     tokenizer = ChatTokenizer.load(verifier_path, trust_remote_code=options.trust_remote_code)
     facts = VerifierFacts.from_directory(verifier_path)
     uses_draft = checkpoint is not None and options.with_draft
-    layers = eagle3_config(checkpoint.config, facts.layers).aux_layers if checkpoint and uses_draft else ()
+    layers = draft_shape(checkpoint.config, verifier_path).aux_layers if checkpoint and uses_draft else ()
     verifier = VerifierModel.load(
         verifier_path,
         dtype=options.dtype,
@@ -62,8 +62,9 @@ def open_served(directory: Path, options: ServeOptions) -> Served:
     )
     proposal, k = None, 0
     if checkpoint is not None and uses_draft:
-        proposal = open_proposal(checkpoint, verifier, facts)
+        proposal = open_proposal(checkpoint, verifier, verifier_path, facts)
         k = options.speculative_tokens or checkpoint.speculative_tokens
+        _check_length(checkpoint, k)
     capacity = min(options.capacity, facts.max_position_embeddings or options.capacity)
     decoder = Decoder(verifier, proposal, slots=options.slots, capacity=capacity, speculative_tokens=k)
     return Served(
@@ -78,16 +79,26 @@ def open_served(directory: Path, options: ServeOptions) -> Served:
     )
 
 
-def open_proposal(checkpoint: Checkpoint, verifier: VerifierModel, facts: VerifierFacts) -> Eagle3Proposal:
-    """The draft of a checkpoint for a loaded verifier, on its device and in its type."""
-    network = load_eagle3(checkpoint, dtype=verifier.dtype, verifier_layers=facts.layers).to(verifier.device)
+def open_proposal(checkpoint: Checkpoint, verifier: VerifierModel, directory: Path, facts: VerifierFacts) -> Proposal:
+    """The draft of a checkpoint for a verifier that was loaded from `directory`, on its device and in its type."""
+    network = load_draft(checkpoint, dtype=verifier.dtype, verifier=directory).to(verifier.device)
     if network.config.vocab_size != facts.vocab_size:
         raise UsageError(
             f"{checkpoint.directory} was trained for a vocabulary of {network.config.vocab_size}; "
             f"the verifier's has {facts.vocab_size}"
         )
     # On a CPU the draft's products are the cheaper the smaller their type; proposals may change a little, text cannot.
-    return Eagle3Proposal(network, torch.float32 if verifier.device.type == "cpu" else None)
+    proposal: Proposal = proposal_of(network, torch.float32 if verifier.device.type == "cpu" else None)
+    return proposal
+
+
+def _check_length(checkpoint: Checkpoint, speculative_tokens: int) -> None:
+    limit = checkpoint.config.get("num_heads")  # a draft of heads; others have no limit
+    if isinstance(limit, int) and speculative_tokens > limit:
+        raise UsageError(
+            f"{checkpoint.directory} proposes at most {limit} tokens in a round, one a head; "
+            f"{speculative_tokens} are asked for"
+        )
 
 
 def is_checkpoint(directory: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from speculators.decoding.loop import Decoder, Drafting
 from speculators.decoding.models import Proposal, Verifier
 from speculators.decoding.request import Commit, Request
+from speculators.layers.trees import TreeShape
 
 _REFILL = 4
 """Free slots are filled when a quarter of them is free: reading one prompt alone costs as much as reading several."""
@@ -33,6 +34,8 @@ class Settings:
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     drafting: Drafting = "greedy"
+    tree: TreeShape | None = None
+    """Trees of this shape instead of chains; `speculative_tokens` is then their depth."""
 
 
 @dataclass
@@ -82,6 +85,7 @@ def decode(
         capacity=longest + settings.max_new_tokens,
         speculative_tokens=settings.speculative_tokens if proposal is not None else 0,
         drafting=settings.drafting,
+        tree=settings.tree if proposal is not None else None,
     )
     answers = [Answer() for _ in prompts]
     # Prompts of like length are read together; the order changes no answer.
@@ -123,6 +127,8 @@ def measure(
         "tokens_per_second": sum(len(answer.tokens) for answer in answers) / seconds,
         "lossless": None,
     }
+    if settings.tree is not None:
+        figures["tree"] = asdict(settings.tree)
     return figures, answers
 
 

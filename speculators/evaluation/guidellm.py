@@ -16,53 +16,90 @@ from pathlib import Path
 from typing import Any
 
 from speculators.errors import StepError
+from speculators.evaluation.points import Point
 
 REPORT_VERSION = 2
 SCENARIO, REPORT, PAGE, PROMPTS = "scenario.json", "guidellm.json", "guidellm.html", "prompts.jsonl"
-WARMUP_SECONDS = 600
+LOG = "guidellm.log"
+"""What GuideLLM said, kept when it failed."""
+POLL_SECONDS = 1.0
+"""How long GuideLLM waits for an answer before it looks whether it should end; see `clean_environment`."""
+PERCENTILES = ("p50", "p90", "p95", "p99")
+HEARD_OF_NONE = "No measurement start or end times available"
+"""GuideLLM's last words where it stopped before it had heard of a single answer."""
+
+
+class AnswersUnheard(StepError):
+    """GuideLLM stopped counting before it had heard of every answer, though none had failed: measure again.
+
+    Its workers tell of the end and of the last answers on two ways; on a busy machine the end can come first.
+    """
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the server: `requests` of `prompts` at each level of concurrency, answers of `max_tokens`.
+    """What is asked of the server at each point: `requests` of `prompts`, answers of at most `max_tokens`."""
 
-    `kind` is GuideLLM's profile: synchronous, concurrent or throughput; only `concurrent` has levels.
-    """
-
-    kind: str
-    levels: tuple[int, ...]
     requests: int
     max_tokens: int
     prompts: tuple[str, ...]
     seed: int = 0
 
 
-def measure(target: str, model: str, tokenizer: Path, load: Load, folder: Path, level: int) -> dict[str, Any]:
-    """Run one level against the server at `target`; its files stay in `folder`. Returns the level's figures.
+def measure(target: str, model: str, tokenizer: Path, load: Load, folder: Path, point: Point) -> dict[str, Any]:
+    """Put one load on the server at `target`; GuideLLM's files stay in `folder`. Returns the point's figures.
 
-    Raises StepError when GuideLLM fails, writes a report we do not know, or left out a request.
+    Raises AnswersUnheard when the same load should be tried once more, and StepError when GuideLLM fails, writes a
+    report we do not know, or a request failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)  # of an attempt that was killed
     rows = prompt_rows(load.prompts, load.requests)
     (folder / PROMPTS).write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows), encoding="utf-8")
-    content = scenario(target, model, tokenizer, load, level)
+    content = scenario(target, model, tokenizer, load, point)
     (folder / SCENARIO).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "guidellm", "run", "--config", SCENARIO, "--disable-console"]
-    done = subprocess.run(
-        command, cwd=folder, env=clean_environment(os.environ), capture_output=True, text=True, check=False
-    )
-    (folder / PROMPTS).unlink()
-    if done.returncode != 0 or not (folder / REPORT).is_file():
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
-        raise StepError(f"guidellm ended with code {done.returncode}:\n{last}")
-    return figures(json.loads((folder / REPORT).read_text(encoding="utf-8")), load.requests, level)
+    try:
+        code = _run_guidellm(folder)
+        if code != 0 or not (folder / REPORT).is_file():
+            said = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            problem = AnswersUnheard if said and HEARD_OF_NONE in said[-1] else StepError
+            raise problem("\n".join([f"guidellm ended with code {code}:", *said[-15:]]))
+    finally:
+        (folder / PROMPTS).unlink()
+    (folder / LOG).unlink()
+    return figures(json.loads((folder / REPORT).read_text(encoding="utf-8")), load.requests, point)
 
 
-def scenario(target: str, model: str, tokenizer: Path, load: Load, level: int) -> dict[str, Any]:
+def _run_guidellm(folder: Path) -> int:
+    """Run the scenario in `folder` to its end; gives the exit code. GuideLLM and its workers never outlive us."""
+    command = [sys.executable, "-m", "speculators.engines.tied", sys.executable, "-m", "guidellm"]
+    command += ["run", "--config", SCENARIO, "--disable-console"]
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=clean_environment(os.environ),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    assert process.stdin is not None  # noqa: S101  it was started with a pipe
+    try:
+        return process.wait()
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def scenario(target: str, model: str, tokenizer: Path, load: Load, point: Point) -> dict[str, Any]:
     """A scenario in full, so that nothing is left to GuideLLM's defaults that matters to a figure."""
-    profile: dict[str, Any] = {"kind": load.kind}
-    if load.kind == "concurrent":
-        profile["streams"] = level
+    profile: dict[str, Any] = {"kind": point.profile}
+    if point.profile == "concurrent":
+        profile["streams"] = point.streams
+    elif point.profile == "constant":
+        profile |= {"rate": point.rate, "max_concurrency": load.requests}
+    elif point.profile == "throughput":
+        profile["max_concurrency"] = load.requests
     backend = {
         "kind": "openai_http",
         "target": target,
@@ -96,15 +133,20 @@ def prompt_rows(prompts: Sequence[str], count: int) -> list[str]:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Ours without GuideLLM's overrides, and with the hub out of reach: the tokenizer is a folder."""
+    """Ours without GuideLLM's overrides, and with the hub out of reach: the tokenizer is a folder.
+
+    Whenever GuideLLM's wait for an answer runs out, the one that arrives in that moment can be lost (AnswersUnheard),
+    so it waits longer than its own tenth of a second.
+    """
     kept = {name: value for name, value in environment.items() if not name.upper().startswith("GUIDELLM__")}
+    kept["GUIDELLM__MP_POLL_INTERVAL"] = str(POLL_SECONDS)
     return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def figures(report: Mapping[str, Any], requests: int, level: int) -> dict[str, Any]:
-    """One level's figures out of a report: tokens per second, and times as mean, median and 95th percentile.
+def figures(report: Mapping[str, Any], requests: int, point: Point) -> dict[str, Any]:
+    """One point's figures out of a report: tokens and requests per second, and times as mean and percentiles.
 
-    Raises StepError for another report format, and unless every request was made and answered.
+    Raises StepError for another report format and where a request failed, AnswersUnheard where one is only missing.
     """
     version = report.get("metadata", {}).get("version")
     if version != REPORT_VERSION:
@@ -112,13 +154,16 @@ def figures(report: Mapping[str, Any], requests: int, level: int) -> dict[str, A
     (benchmark,) = report["benchmarks"]
     made = benchmark["scheduler_metrics"]["requests_made"]
     if made["successful"] != requests:
-        raise StepError(
-            f"guidellm answered {made['successful']} of {requests} requests "
-            f"({made.get('errored', 0)} failed, {made.get('incomplete', 0)} were cut off)"
+        failed, cut_off = made.get("errored", 0), made.get("incomplete", 0)
+        problem = StepError if failed else AnswersUnheard
+        raise problem(
+            f"guidellm answered {made['successful']} of {requests} requests ({failed} failed, {cut_off} were cut off)"
         )
     metrics = benchmark["metrics"]
     return {
-        "streams": level,
+        "profile": point.profile,
+        "streams": point.streams,
+        "rate": point.rate,
         "requests": requests,
         "requests_per_second": metrics["requests_per_second"]["successful"]["mean"],
         "output_tokens_per_second": metrics["output_tokens_per_second"]["successful"]["mean"],
@@ -130,4 +175,4 @@ def figures(report: Mapping[str, Any], requests: int, level: int) -> dict[str, A
 
 def _spread(metric: Mapping[str, Any]) -> dict[str, float]:
     values = metric["successful"]
-    return {"mean": values["mean"], "p50": values["percentiles"]["p50"], "p95": values["percentiles"]["p95"]}
+    return {"mean": values["mean"], **{name: values["percentiles"][name] for name in PERCENTILES}}

@@ -8,6 +8,7 @@ few scalar products per query. Two exact ways to the same result:
   backward pass calls the kernel's backward with the merged output and log-sum-exp, as ring attention does. Memory
   does not grow with the square of the length.
 
+Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass.
 Grouped heads are never repeated: the heads of a group are more rows of the same product.
 """
 
@@ -22,7 +23,7 @@ import torch
 from torch.nn import functional
 
 PLAIN_SCORES = 1 << 25
-"""Scores of one document (heads * queries * keys) above which the fused kernel is used: 64 MiB in bfloat16."""
+"""Scores of a document (heads * queries * keys) above which they are not kept for backward: 64 MiB in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def chain_attention(
 
 
 class _ChainAttention(torch.autograd.Function):
-    """All documents of a batch in one node of the graph; saves probabilities (plain) or log-sum-exps (fused)."""
+    """All documents of a batch in one node of the graph.
+
+    Saves probabilities (plain), nothing (plain, of a long document) or log-sum-exps (fused).
+    """
 
     @staticmethod
     def forward(
@@ -77,7 +81,7 @@ class _ChainAttention(torch.autograd.Function):
             is_fused = fused if fused is not None else q.device.type == "cpu" and size > PLAIN_SCORES
             attended, saved = _fused(part) if is_fused else _plain(part)
             out[document.queries] = part.merge_heads(attended)
-            kept.append(saved)
+            kept.append(saved if is_fused or size <= PLAIN_SCORES else saved.new_empty(0))
             ways.append(is_fused)
         ctx.save_for_backward(q, k, v, own_k, own_v, out, *kept)
         ctx.documents, ctx.ways = documents, ways
@@ -94,7 +98,10 @@ class _ChainAttention(torch.autograd.Function):
             part = _Part.of(q, k, v, own_k, own_v, document)
             gradient = part.split_heads(gradients[0][document.queries].to(q.dtype))
             attended = part.split_heads(out[document.queries])
-            one = (_fused_backward if is_fused else _plain_backward)(part, gradient, attended, saved)
+            if is_fused:
+                one = _fused_backward(part, gradient, attended, saved)
+            else:
+                one = _plain_backward(part, gradient, attended, saved if saved.numel() else _plain(part)[1])
             grad_q[document.queries] = part.merge_heads(one.q)
             grad_k[document.keys] = one.k.transpose(0, 1)
             grad_v[document.keys] = one.v.transpose(0, 1)
@@ -131,7 +138,7 @@ class _Part:
             v=v[document.keys].transpose(0, 1),
             own_k=own_k[rows].permute(2, 0, 1, 3),
             own_v=own_v[rows].permute(2, 0, 1, 3),
-            visible=document.visible,
+            visible=document.visible.to(q.device),
         )
 
     @property

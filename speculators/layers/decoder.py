@@ -15,15 +15,28 @@ from speculators.layers.rotary import Tables, rotate
 
 
 class Attention(nn.Module):
-    """The four projections of grouped-query attention, from `input_size` (twice the hidden size in a first layer)."""
+    """The four projections of grouped-query attention, from `input_size` (twice the hidden size in a first layer).
 
-    def __init__(self, input_size: int, hidden_size: int, heads: int, key_value_heads: int, head_dim: int) -> None:
+    With `eps` every head's queries and keys are normed before they are rotated, as in Qwen3.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        heads: int,
+        key_value_heads: int,
+        head_dim: int,
+        eps: float | None = None,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.q_proj = nn.Linear(input_size, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim, eps=eps) if eps is not None else None
+        self.k_norm = nn.RMSNorm(head_dim, eps=eps) if eps is not None else None
 
 
 class GatedMLP(nn.Module):
@@ -44,7 +57,9 @@ class DecoderLayer(nn.Module):
     """A pre-norm decoder layer; `reads_embeddings` makes it EAGLE-3's first layer.
 
     That one takes `[input_layernorm(embedding); hidden_norm(state)]` and adds its output to `hidden_norm(state)`
-    (`norm_before_residual`) or to the state itself. The others are ordinary layers of the state alone.
+    (`norm_before_residual`) or to the state itself. The others are ordinary layers of the state alone. `norms_heads`
+    makes them Qwen3's: queries and keys are normed head by head. Without `norms_input` (EAGLE-1) the projections read
+    the state as it is.
     """
 
     def __init__(
@@ -58,14 +73,17 @@ class DecoderLayer(nn.Module):
         eps: float,
         reads_embeddings: bool = False,
         norm_before_residual: bool = False,
+        norms_heads: bool = False,
+        norms_input: bool = True,
     ) -> None:
         super().__init__()
         self.norm_before_residual = norm_before_residual
         self.hidden_norm = nn.RMSNorm(hidden_size, eps=eps) if reads_embeddings else None
-        self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
+        self.input_layernorm: nn.Module = nn.RMSNorm(hidden_size, eps=eps) if norms_input else nn.Identity()
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         input_size = 2 * hidden_size if reads_embeddings else hidden_size
-        self.self_attn = Attention(input_size, hidden_size, heads, key_value_heads, head_dim)
+        head_eps = eps if norms_heads else None
+        self.self_attn = Attention(input_size, hidden_size, heads, key_value_heads, head_dim, head_eps)
         self.mlp = GatedMLP(hidden_size, intermediate_size)
 
     def enter(self, embeddings: torch.Tensor | None, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,11 +101,14 @@ class DecoderLayer(nn.Module):
 
     def queries(self, x: torch.Tensor, tables: Tables) -> torch.Tensor:
         """Rotated queries [..., heads, d] of `x` from `enter`."""
-        return rotate(self._heads(self.self_attn.q_proj(x)), tables)
+        heads, norm = self._heads(self.self_attn.q_proj(x)), self.self_attn.q_norm
+        return rotate(heads if norm is None else norm(heads), tables)
 
     def keys_values(self, x: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys and plain values, each [..., kv, d]."""
-        return rotate(self._heads(self.self_attn.k_proj(x)), tables), self._heads(self.self_attn.v_proj(x))
+        heads, norm = self._heads(self.self_attn.k_proj(x)), self.self_attn.k_norm
+        keys = rotate(heads if norm is None else norm(heads), tables)
+        return keys, self._heads(self.self_attn.v_proj(x))
 
     def leave(self, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """The stream after this layer [..., h], from attention's result [..., heads, d] and `enter`'s residual."""

@@ -50,6 +50,8 @@ def whole(rows: int, q: int, device: torch.device) -> Place:
 class SlotCache:
     """Keys and values of `layers` layers for `slots` sequences of at most `capacity` positions each.
 
+    `kv_heads`, `head_dim` and `value_dim` (None: as `head_dim`) are one number, or one for each layer.
+
     `lengths` is int64 [slots] on the CPU: positions in use. Memory is layers * slots * kv_heads * capacity *
     (head_dim + value_dim) elements; the operating system hands out CPU pages only when they are first written.
 
@@ -62,22 +64,28 @@ class SlotCache:
         self,
         layers: int,
         slots: int,
-        kv_heads: int,
-        head_dim: int,
+        kv_heads: int | Sequence[int],
+        head_dim: int | Sequence[int],
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        value_dim: int | None = None,
+        value_dim: int | Sequence[int] | None = None,
         for_products: bool = False,
     ) -> None:
         self.layers, self.slots, self.capacity = layers, slots, capacity
         self.dtype, self.device = dtype, torch.device(device)
         self.lengths = torch.zeros(slots, dtype=torch.int64)
         self._for_products, self._held = for_products, GROWTH if for_products else capacity
-        keys = (slots, kv_heads, self._held, head_dim)
-        values = (slots, kv_heads, self._held, value_dim or head_dim)
-        self._keys = [_store(keys, dtype, self.device, for_products) for _ in range(layers)]
-        self._values = [_store(values, dtype, self.device) for _ in range(layers)]
+        heads, sizes = _each(kv_heads, layers), _each(head_dim, layers)
+        values = sizes if value_dim is None else _each(value_dim, layers)
+        self._keys = [
+            _store((slots, count, self._held, size), dtype, self.device, for_products)
+            for count, size in zip(heads, sizes, strict=True)
+        ]
+        self._values = [
+            _store((slots, count, self._held, size), dtype, self.device)
+            for count, size in zip(heads, values, strict=True)
+        ]
 
     def place(self, rows: torch.Tensor, q: int) -> Place:
         """Where the next `q` positions of slots `rows` [B] int64 go.
@@ -118,6 +126,15 @@ class SlotCache:
         kept = torch.as_tensor(lengths, dtype=torch.int64)
         self.lengths[rows.cpu()] = torch.minimum(self.lengths[rows.cpu()], kept)
 
+    def keep(self, row: int, start: int, kept: Sequence[int]) -> None:
+        """Of what a slot holds from `start` on keep the positions `start + kept[i]`, ascending, put side by side."""
+        count = len(kept)
+        if list(kept) != list(range(count)):
+            places = torch.tensor(kept, device=self.device) + start
+            for store in (*self._keys, *self._values):
+                store[row, :, start : start + count] = store[row].index_select(1, places)
+        self.lengths[row] = start + count
+
     def move(self, source: int, destination: int) -> None:
         """Put the sequence of one slot in another's place, so that running slots can be kept side by side."""
         length = int(self.lengths[source])
@@ -151,6 +168,10 @@ class SlotCache:
             return None
         seen = torch.arange(place.end, device=self.device) <= place.positions[:, :, None]  # [B, q, L]
         return seen[:, None]
+
+
+def _each(value: int | Sequence[int], layers: int) -> Sequence[int]:
+    return [value] * layers if isinstance(value, int) else value
 
 
 def _store(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, transposed: bool = False) -> torch.Tensor:

@@ -6,7 +6,7 @@ how much of the probability lies inside the draft's vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -57,9 +57,9 @@ class Teacher:
         `with_mass` also computes how much probability lies outside, at the price of the full vocabulary's products.
         `compute_dtype` is the type of the products' operands.
         """
-        self._head = head
         self._rows = (head.weight if rows is None else head.weight[rows]).to(compute_dtype)
         self._all = head.weight.to(compute_dtype) if with_mass and rows is not None else None
+        self._head = replace(head, weight=self._rows)  # the whole head is large, and held only where it is needed
 
     @torch.no_grad()
     def __call__(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

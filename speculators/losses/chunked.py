@@ -1,4 +1,4 @@
-"""The draft's head and its loss in one pass over chunks of positions, gradients included.
+"""The draft's head (or heads) and its loss in one pass over chunks of positions, gradients included.
 
 Logits of all positions at once would be the largest tensors of training. Here a chunk of the verifier's positions is
 worked off completely: its distributions are computed once, every training-time-test step that predicts the same
@@ -49,8 +49,8 @@ class Judged:
 
 def chunked_loss(
     steps: Sequence[StepRows],
-    weight: torch.Tensor,
-    rounded: torch.Tensor,
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    rounded: torch.Tensor | Sequence[torch.Tensor],
     targets: Targets,
     positions: int,
     losses: Mapping[str, float],
@@ -58,13 +58,17 @@ def chunked_loss(
 ) -> tuple[torch.Tensor, list[Judged]]:
     """The weighted sum of all rows' losses, a scalar with gradients to every `hidden` and to `weight` [Vd, h].
 
-    `rounded` [Vd, h] is the weight in the type of the products; `positions` is how many target positions there are,
-    `chunk` how many are worked off at a time (None: by the size of the vocabulary). What comes beside the loss carries
-    no gradient.
+    `rounded` [Vd, h] is the weight in the type of the products; of both there is one for all steps, or a sequence with
+    one for each, taken in turn. A narrower `weight` is the last columns of its `rounded`, and the others are frozen.
+    `positions` is how many target positions there are, `chunk` how many are worked off at a time (None: by the size of
+    the vocabulary). What comes beside the loss carries no gradient.
     """
-    size = chunk or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(rounded))
-    work = _Work(steps, rounded, targets, positions, losses, size)
-    total: torch.Tensor = _ChunkedLoss.apply(work, weight, *(step.hidden for step in steps))  # type: ignore[no-untyped-call]
+    weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
+    low = [rounded] if isinstance(rounded, torch.Tensor) else list(rounded)
+    size = chunk or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(low[0]))
+    work = _Work(steps, low, targets, positions, losses, size)
+    hidden = [step.hidden for step in steps]
+    total: torch.Tensor = _ChunkedLoss.apply(work, len(weights), *weights, *hidden)  # type: ignore[no-untyped-call]
     return total, work.judged
 
 
@@ -74,13 +78,14 @@ class _Work:
     def __init__(
         self,
         steps: Sequence[StepRows],
-        rounded: torch.Tensor,
+        rounded: Sequence[torch.Tensor],
         targets: Targets,
         positions: int,
         losses: Mapping[str, float],
         size: int,
     ) -> None:
         self.steps, self.rounded, self.targets = steps, rounded, targets
+        self.head_of = [number % len(rounded) for number in range(len(steps))]
         self.positions, self.size = positions, size
         self.losses = {name: share for name, share in losses.items() if share}
         self.judged = [
@@ -92,56 +97,72 @@ class _Work:
             for step in steps
         ]
 
-    def run(self, to_hidden: list[torch.Tensor] | None, to_weight: torch.Tensor | None) -> torch.Tensor:
+    def run(self, to_hidden: list[torch.Tensor] | None, to_weight: list[torch.Tensor | None]) -> torch.Tensor:
         """The total; gradients are written into `to_hidden` and added to `to_weight` where these are given."""
         total = self.steps[0].weights.new_zeros(())
         for start in range(0, self.positions, self.size):
-            bounds = torch.tensor([start, min(start + self.size, self.positions)])
-            target = self.targets(slice(*bounds.tolist()))
-            for number, step in enumerate(self.steps):
-                rows = slice(*torch.searchsorted(step.targets, bounds).tolist())
-                if rows.start == rows.stop:
-                    continue
-                every = rows.stop - rows.start == len(target.logits)
-                index = step.targets[rows].to(target.logits.device) - start
-                logits, low = self._logits(step.hidden[rows])
-                seen = target if every else target.rows(index)
-                pair = Comparison(logits, seen)
-                values, gradient, terms = mix(pair, self.losses)
-                judged = self.judged[number]
-                judged.values[rows], judged.best[rows] = values, pair.peak[1]
-                for name, term in terms.items():
-                    judged.terms[name][rows] = term
-                total += torch.dot(values, step.weights[rows])
-                if to_hidden is None:
-                    continue
-                # A row's weight multiplies its narrow side of either product, not its logits.
-                slope, share = gradient.to(self.rounded.dtype), step.weights[rows, None]
-                to_hidden[number][rows] = (slope @ self.rounded) * share
-                if to_weight is not None:
-                    to_weight += slope.t() @ (low * share).to(low.dtype)
+            self._chunk(start, total, to_hidden, to_weight)
         return total
 
-    def _logits(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [n, Vd] in the type of the loss, and the product's operand [n, h]."""
-        low = hidden.detach().to(self.rounded.dtype)
-        return functional.linear(low, self.rounded).to(self.steps[0].weights.dtype), low
+    def _chunk(
+        self,
+        start: int,
+        total: torch.Tensor,
+        to_hidden: list[torch.Tensor] | None,
+        to_weight: Sequence[torch.Tensor | None],
+    ) -> None:
+        bounds = torch.tensor([start, min(start + self.size, self.positions)])
+        target = self.targets(slice(*bounds.tolist()))
+        for number, step in enumerate(self.steps):
+            rows = slice(*torch.searchsorted(step.targets, bounds).tolist())
+            if rows.start == rows.stop:
+                continue
+            every = rows.stop - rows.start == len(target.logits)
+            index = step.targets[rows].to(target.logits.device) - start
+            seen = target if every else target.rows(index)
+            slope, low = self._judge(number, rows, seen, total)
+            if to_hidden is None:
+                continue
+            # A row's weight multiplies its narrow side of either product, not its logits.
+            share, place = step.weights[rows, None], self.head_of[number]
+            to_hidden[number][rows] = (slope @ self.rounded[place]) * share
+            to_head = to_weight[place]
+            if to_head is not None:
+                trained = low[:, low.shape[1] - to_head.shape[1] :]
+                to_head += slope.t() @ (trained * share).to(low.dtype)
+            del slope, low, seen  # as large as the next step's, which would have to be there beside them
+
+    def _judge(
+        self, number: int, rows: slice, target: Target, total: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compare some rows of one step; their gradient with respect to the logits, and the product's operand."""
+        step, head = self.steps[number], self.rounded[self.head_of[number]]
+        low = step.hidden[rows].detach().to(head.dtype)
+        pair = Comparison(functional.linear(low, head).to(step.weights.dtype), target)
+        values, gradient, terms = mix(pair, self.losses)
+        judged = self.judged[number]
+        judged.values[rows], judged.best[rows] = values, pair.peak[1]
+        for name, term in terms.items():
+            judged.terms[name][rows] = term
+        total += torch.dot(values, step.weights[rows])
+        return gradient.to(head.dtype), low
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: _Work, weight: torch.Tensor, *hidden: torch.Tensor) -> torch.Tensor:
-        wants_hidden = any(ctx.needs_input_grad[2:])
-        to_hidden = [torch.empty_like(one) for one in hidden] if wants_hidden else None
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+    def forward(ctx: Any, work: _Work, heads: int, *tensors: torch.Tensor) -> torch.Tensor:
+        """`tensors` are the weights of so many heads, then every step's hidden rows."""
+        needs = ctx.needs_input_grad[2:]
+        to_hidden = [torch.empty_like(one) for one in tensors[heads:]] if any(needs[heads:]) else None
+        to_weight = [torch.zeros_like(one) if needs[place] else None for place, one in enumerate(tensors[:heads])]
         total = work.run(to_hidden, to_weight)
-        ctx.has_weight = to_weight is not None
-        ctx.save_for_backward(*([to_weight] if to_weight is not None else []), *(to_hidden or []))
+        nothing: list[torch.Tensor | None] = [None] * (len(tensors) - heads)
+        ctx.gradients = [*to_weight, *(to_hidden or nothing)]
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = [one * gradients[0] for one in ctx.saved_tensors]
-        if ctx.has_weight:
-            return None, saved[0], *saved[1:]
-        return None, None, *saved
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a chunked loss can be taken once only: they are scaled in place")
+        found, ctx.gradients = ctx.gradients, None
+        return None, None, *(None if one is None else one.mul_(gradients[0]) for one in found)

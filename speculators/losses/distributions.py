@@ -8,6 +8,7 @@ vocabulary (a teacher that is not renormalised) q still sums to one.
     jsd  (sum p log(p/c) + sum q log(q/c))/2, c = (p+q)/2
     ce   -log q(argmax p)                    tv   1 - sum min(p, q)
     nla  -log sum min(p, q)                  lk   w KL + (1-w)(1 - a), a = sum min(p, q), w = exp(-3 a) held constant
+    soft_ce  -sum p log q                    top_k  -sum of p log q over the ten likeliest of p (HASS)
 
 `tv`, `nla` and `lk` speak of acceptance, a = sum min(p, q), so they always see the verifier's true probabilities.
 """
@@ -23,6 +24,9 @@ import torch
 
 LK_RATE = 3.0
 """The rate at which `lk` turns from KL to acceptance as acceptance grows."""
+
+TOP_K = 10
+"""Tokens that `top_k` looks at, as in the paper of HASS."""
 
 Evaluated = tuple[torch.Tensor, torch.Tensor]
 """Value [n] and gradient with respect to the draft's logits [n, Vd]."""
@@ -166,6 +170,22 @@ def ce(pair: Comparison) -> Evaluated:
     return pair.lse - pair.logits.gather(-1, best)[:, 0], gradient
 
 
+def soft_ce(pair: Comparison) -> Evaluated:
+    """Cross-entropy against the whole of p: KL(p || q) without the entropy of p."""
+    target = pair.target
+    mass = pair.lse if target.seen_mass is None else target.seen_mass * pair.lse
+    gradient = pair.q if target.seen_mass is None else pair.q * target.seen_mass[:, None]
+    return mass - _dot(target.seen, pair.logits), gradient - target.seen
+
+
+def top_k(pair: Comparison) -> Evaluated:
+    """Cross-entropy against p at its likeliest tokens alone, which is not scaled to sum to one there."""
+    p, ids = pair.target.seen.topk(min(TOP_K, pair.logits.shape[-1]), dim=-1)
+    mass = p.sum(-1)
+    value = mass * pair.lse - _dot(p, pair.logits.gather(-1, ids))
+    return value, (pair.q * mass[:, None]).scatter_add(-1, ids, -p)
+
+
 def tv(pair: Comparison) -> Evaluated:
     """Total variation: one minus acceptance."""
     return 1 - pair.acceptance, pair.through_softmax(_acceptance_slope(pair).neg())
@@ -196,6 +216,8 @@ LOSSES: Mapping[str, Callable[[Comparison], Evaluated]] = {
     "tv": tv,
     "nla": nla,
     "lk": lk,
+    "soft_ce": soft_ce,
+    "top_k": top_k,
 }
 
 NEED_TRUE_MASS = frozenset({"tv", "nla", "lk"})

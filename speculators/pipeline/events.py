@@ -3,11 +3,14 @@
     run_started planned step_started progress metric message step_finished step_failed step_cached gate run_finished
 
 Every line has `t`, `run` and `event`, and `step` where it is about one. A line is one `write` to a file opened with
-O_APPEND, so lines of several processes never mix.
+O_APPEND, so lines of several processes never mix; the lock is for network file systems, where the end of the file may
+be another one for every machine until it looks again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -33,6 +36,8 @@ class EventLog:
         line = json.dumps({"t": now(), "run": self._run, "event": event, **_plain(fields)}, ensure_ascii=False)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             os.write(descriptor, f"{line}\n".encode())
         finally:
             os.close(descriptor)

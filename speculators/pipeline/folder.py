@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,19 @@ from speculators.pipeline.events import EventLog
 from speculators.pipeline.machine import environment
 from speculators.pipeline.manifest import folder_name
 from speculators.pipeline.plan import Plan, Planned
+from speculators.pipeline.step import ONE_NODE, Nodes
 
 
 @dataclass(frozen=True)
 class Consent:
-    """What the command line allowed."""
+    """What the command line allowed, what it hands on to an engine of its own, and which processes train."""
 
     offline: bool = False
     trust_remote_code: bool = False
+    engine_arguments: tuple[str, ...] = ()
+    processes: int = 1
+    sharding: str = "none"
+    nodes: Nodes = ONE_NODE
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ def plan_json(plan: Plan, run: str, consent: Consent) -> dict[str, Any]:
         "reassemble": plan.assembly.reassemble,
         "offline": consent.offline,
         "trust_remote_code": consent.trust_remote_code,
+        "engine_arguments": list(consent.engine_arguments),
+        "processes": consent.processes,
+        "sharding": consent.sharding,
+        "nodes": asdict(consent.nodes),
         "recipe": plan.assembly.data,
         "steps": [step_json(planned) for planned in plan.steps],
     }

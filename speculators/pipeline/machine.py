@@ -65,6 +65,25 @@ def gpus() -> tuple[str, ...]:
     return tuple(names)
 
 
+def visible_gpus() -> int:
+    """How many of the GPUs are for us, as `CUDA_VISIBLE_DEVICES` says."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return len(gpus())
+    return min(len(gpus()), sum(one.strip() not in ("", "-1") for one in chosen.split(",")))
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 fast enough for torch to use it (`layers/products.py` asks torch)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
+    return {"avx512bw", "avx512vl", "avx512dq"} <= set(flags)
+
+
 def machine_class() -> str:
     """What makes two machines equally fast for a benchmark: `1x NVIDIA H200` or `2x AMD EPYC 9655`."""
     names = gpus()

@@ -24,6 +24,9 @@ from speculators.pipeline.store import Artifact, Damaged, Store, made_from
 State = Literal["cached", "run", "skipped"]
 """`skipped`: not there, and nothing that must run needs it."""
 
+Machine = Callable[[Step], Mapping[str, Any]]
+"""The machine and versions with which a step would run."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -90,15 +93,31 @@ class Plan:
         return {planned.name: planned.artifact for planned in self.steps if planned.artifact is not None}
 
 
-def make_plan(assembly: Assembly, store: Store, selection: Selection | None = None) -> Plan:
-    """Plan the selected steps; raises UsageError for a selection that makes no sense, RecipeError from the recipe's
-    own checks, and whatever a step's `external` raises for a file or model that is not there.
+UNRESOLVED = "not resolved"
+"""The digest, in a plan that is only looked at, of what this machine cannot reach."""
+
+
+def make_plan(
+    assembly: Assembly,
+    store: Store,
+    selection: Selection | None = None,
+    *,
+    machine: Machine | None = None,
+    only_looked_at: bool = False,
+) -> Plan:
+    """Plan the selected steps; `machine` says where a step that is bound to its machine would run (None: here).
+
+    A plan that is `only_looked_at` is made without what this machine cannot reach: for another machine, its sizes are
+    right and its keys are not.
+
+    Raises UsageError for a selection that makes no sense, RecipeError from the recipe's own checks, and whatever a
+    step's `external` raises for a file or model that is not there.
     """
     selection = selection or Selection()
     order = ordered(assembly.steps)
     by_name = {step.name: step for step in order}
     wanted = _wanted(by_name, selection)
-    hashed = _hashed(order, assembly, store)
+    hashed = _hashed(order, assembly, store, machine, only_looked_at=only_looked_at)
     keys = {name: value_sha256(value) for name, value in hashed.items()}
     found = {step.name: store.find(step.name, keys[step.name]) for step in order if step.cached}
     present = {name: artifact for name, artifact in found.items() if isinstance(artifact, Artifact)}
@@ -152,22 +171,27 @@ def make_plan(assembly: Assembly, store: Store, selection: Selection | None = No
     return Plan(assembly, store, tuple(planned))
 
 
-def check_machine(plan: Plan) -> None:
-    """Raise MachineError when the estimates say that disk or memory will not do; says which step and how to go on."""
+def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None) -> None:
+    """Raise MachineError when a step's needs are not met, or the estimates say that disk or memory will not do; says
+    which step and how to go on. `memory` says how many bytes a step can have where it runs, if it knows.
+    """
+    for planned in plan.to_run:
+        planned.step.needs(plan.assembly.view(planned.step.reads))
     disk = {planned.name: planned.estimate.disk or 0 for planned in plan.to_run}
     free = free_disk(plan.store.root)
     if sum(disk.values()) > free:
         largest = max(disk, key=lambda name: disk[name])
+        advice = plan[largest].step.spares_disk
         raise MachineError(
             f"this run needs about {_gigabytes(sum(disk.values()))} of disk ({largest}: {_gigabytes(disk[largest])}), "
             f"{_gigabytes(free)} are free in {plan.store.root}; free some (`speculators cache prune`), "
-            "give another --store, or run anyway with --yes"
+            f"give another --store, or run anyway with --yes{f'; {advice}' if advice else ''}"
         )
-    total = total_memory()
     for planned in plan.to_run:
-        if (planned.estimate.memory or 0) > total:
+        total = memory(planned.step) if memory else total_memory()
+        if total is not None and (planned.estimate.memory or 0) > total:
             raise MachineError(
-                f"{planned.name} needs about {_gigabytes(planned.estimate.memory or 0)} of memory, this machine has "
+                f"{planned.name} needs about {_gigabytes(planned.estimate.memory or 0)} of memory and can have "
                 f"{_gigabytes(total)}; make the recipe smaller, or run anyway with --yes"
             )
 
@@ -232,7 +256,18 @@ def _wanted(by_name: Mapping[str, Step], selection: Selection) -> _Wanted:
     return _Wanted(frozenset(targets), frozenset(chosen), bool(selection.only))
 
 
-def _hashed(order: tuple[Step, ...], assembly: Assembly, store: Store) -> dict[str, dict[str, Any]]:
+def _external(step: Step, assembly: Assembly, *, only_looked_at: bool) -> dict[str, str]:
+    try:
+        return dict(step.external(assembly.view(step.reads)))
+    except MachineError:
+        if only_looked_at:
+            return {"all": UNRESOLVED}
+        raise
+
+
+def _hashed(
+    order: tuple[Step, ...], assembly: Assembly, store: Store, machine: Machine | None, *, only_looked_at: bool
+) -> dict[str, dict[str, Any]]:
     """For each step the object that is hashed into its key."""
     hashed: dict[str, dict[str, Any]] = {}
     keys: dict[str, str] = {}
@@ -243,10 +278,10 @@ def _hashed(order: tuple[Step, ...], assembly: Assembly, store: Store) -> dict[s
                 "version": step.version,
                 "config": dict(assembly.semantic(step.reads)),
                 "inputs": {name: keys[name] for name in step.inputs},
-                "external": dict(step.external(assembly.view(step.reads))),
+                "external": _external(step, assembly, only_looked_at=only_looked_at),
             }
             if step.machine_bound:
-                value["machine"] = machine_key()
+                value["machine"] = dict(machine(step)) if machine else machine_key()
             hashed[step.name] = value
             keys[step.name] = value_sha256(value)
     return hashed

@@ -13,20 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from speculators.errors import INTERRUPTED, GateMissed, MachineError, RecipeError, SpeculatorsError, StepError
+from speculators.errors import (
+    INTERRUPTED,
+    GateMissed,
+    MachineError,
+    RecipeError,
+    SpeculatorsError,
+    StepError,
+    UsageError,
+)
 from speculators.pipeline.assembly import Gate
 from speculators.pipeline.carry import carry_over
 from speculators.pipeline.events import Event, EventTail
-from speculators.pipeline.executors.local import Executor, Work
+from speculators.pipeline.executors.base import Caller, Executor, Work, explain
 from speculators.pipeline.folder import RunFolder, read_plan
 from speculators.pipeline.plan import Plan, Planned
-from speculators.pipeline.store import Artifact
+from speculators.pipeline.store import Artifact, instances
 
 Status = Literal["finished", "failed", "gate_missed", "interrupted"]
 Listener = Callable[[Event], None]
 
 _TICK_SECONDS = 0.1
 _LAST_LINES = 20
+_UNSEEN_SECONDS = 60.0  # as long as NFS by default believes that a file is not there
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class _Run:
                         if self._may_start(planned, running.values()):
                             waiting.remove(planned)
                             self.started.add(planned.name)
-                            running[threads.submit(self.executor.run, self._command(planned))] = planned
+                            running[threads.submit(self._do, planned)] = planned
                 if not running:
                     break
                 done, _ = wait(running, timeout=_TICK_SECONDS, return_when=FIRST_COMPLETED)
@@ -138,7 +147,7 @@ class _Run:
     def _may_start(self, planned: Planned, beside: Collection[Planned]) -> bool:
         if any(name not in self.artifacts for name in planned.step.inputs):
             return False
-        return planned.step.light or all(other.step.light for other in beside)
+        return planned.step.light or not self.executor.one_machine or all(other.step.light for other in beside)
 
     def _still_right(self) -> bool:
         """Check the recipe against what is known by now; nothing more starts once it was found wrong."""
@@ -151,12 +160,52 @@ class _Run:
                 self.events.write("message", text=str(error))
         return not self.wrong
 
+    def _do(self, planned: Planned) -> int:
+        """Run one step to its end, in a thread of its own; the exit status."""
+
+        def tell(text: str) -> None:
+            self.events.write("message", step=planned.name, text=text)
+
+        work = self._command(planned)
+        status = self.executor.run(work, Caller(tell, lambda: self._taken(planned)))
+        if status == 0 and planned.step.cached and not self._published(planned):
+            explain(work.log, f"the step ended well, but {planned.id} is not in the store {self.plan.store.root}")
+            return 1
+        return status
+
+    def _published(self, planned: Planned) -> bool:
+        """Whether the artifact is there; another machine's work may take some seconds to be seen on a network disk."""
+        deadline = time.monotonic() + (0 if self.executor.one_machine else _UNSEEN_SECONDS)
+        while not isinstance(self.plan.store.find(planned.name, planned.key), Artifact):
+            if time.monotonic() >= deadline or self.interruptions:
+                return False
+            os.listdir(self.plan.store.artifacts)  # noqa: PTH208  opening the folder makes NFS look again
+            time.sleep(_TICK_SECONDS)
+        return True
+
+    def _taken(self, planned: Planned) -> bool:
+        """Take the artifact that somebody else has made meanwhile, if it is there."""
+        inputs = {name: self.plan.store.find(name, self.plan[name].key) for name in planned.step.inputs}
+        present = {name: artifact for name, artifact in inputs.items() if isinstance(artifact, Artifact)}
+        if not self.plan.store.serving(planned.name, planned.key, planned.replaces, instances(present)):
+            return False
+        self.events.write("step_cached", step=planned.name, artifact=planned.id)
+        return True
+
     def _command(self, planned: Planned) -> Work:
         argv = (sys.executable, "-m", "speculators.pipeline.work", str(self.folder.path), planned.name)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {"PYTHONUNBUFFERED": "1"}
         if read_plan(self.folder.path)["offline"]:
             environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-        return Work(argv, self.folder.log(planned.name), environment)
+        return Work(
+            planned.name,
+            argv,
+            self.folder.log(planned.name),
+            environment,
+            artifact=planned.id if planned.step.cached else None,
+            uses_gpu=planned.step.uses_gpu,
+            machine=planned.hashed.get("machine"),
+        )
 
     def _ended(self, planned: Planned, status: int) -> None:
         if status == 0:
@@ -173,7 +222,9 @@ class _Run:
         error = _said(status, lines)
         self.events.write("step_failed", step=planned.name, error=error, exit_status=status, log=log)
         kind = {MachineError.exit_code: MachineError, RecipeError.exit_code: StepError}.get(status, StepError)
-        text = f"{planned.name} failed: {error}\n\n{lines}\n\nits whole output: {log}"
+        # A mistake of the user's is explained by its message alone; the traceback stays in the log.
+        shown = error if status == UsageError.exit_code else f"{error}\n\n{lines}"
+        text = f"{planned.name} failed: {shown}\n\nits whole output: {log}"
         if kind is MachineError:
             self.failures.append(MachineError(text))
         else:
@@ -211,7 +262,7 @@ class _Run:
                 self.events.write("step_cached", step=planned.name, artifact=None)
                 continue
             with ThreadPoolExecutor(max_workers=1) as thread, self._stopping_on_errors():
-                future = thread.submit(self.executor.run, self._command(planned))
+                future = thread.submit(self._do, planned)
                 while not future.done():
                     wait([future], timeout=_TICK_SECONDS)
                     self._listen()

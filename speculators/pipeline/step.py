@@ -32,6 +32,19 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """The machines whose processes train together, this one's number among them, and where they meet."""
+
+    count: int = 1
+    number: int = 0
+    rendezvous: str = ""
+    """`host:port` of the first one."""
+
+
+ONE_NODE = Nodes()
+
+
+@dataclass(frozen=True)
 class Context:
     """All that a running step can see.
 
@@ -45,6 +58,16 @@ class Context:
     output: Path
     report: Reporter
     trust_remote_code: bool = False
+    engine_arguments: tuple[str, ...] = ()
+    """Further arguments for an engine that is a program of its own; they come from the command line only."""
+    processes: int = 1
+    """That train together, each on a GPU of its own; from the command line only, and in no key."""
+    sharding: str = "none"
+    """`full`: the draft, its gradients and moments are divided among them."""
+    nodes: Nodes = ONE_NODE
+    recipe_name: str = ""
+    run_folder: Path = Path()
+    """The recipe's name and the run's folder are there to tell how the step gets on; no artifact depends on them."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,10 @@ def no_external(config: View) -> Mapping[str, str]:
     return {}
 
 
+def no_needs(config: View) -> None:
+    """For steps that need nothing which the installation may lack."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A node of the graph.
@@ -91,10 +118,18 @@ class Step:
     inputs: tuple[str, ...] = ()
     external: Callable[[View], Mapping[str, str]] = no_external
     estimate: Callable[[Scope], Estimate] = no_estimate
+    needs: Callable[[View], None] = no_needs
+    """Raises MachineError when what the step needs is not installed; asked before a run begins, without imports."""
     cached: bool = True
     machine_bound: bool = False
     """True: the machine class and engine versions enter the key (benchmarks)."""
     light: bool = False
     """True: takes little of the machine, so it may run beside another step; all others run one at a time."""
+    spans_nodes: bool = False
+    """True: machines other than the first take part in it, and leave writing and publishing to that one."""
+    uses_gpu: bool = True
+    """False: a GPU is of no use to it, so on a cluster none is asked for."""
     releases: tuple[str, ...] = ()
     """Inputs that go to the trash once this step is published, if nothing else in the run needs them."""
+    spares_disk: str = ""
+    """What to do when the disk does not suffice for what this step would write; a clause of a message."""

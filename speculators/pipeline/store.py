@@ -7,6 +7,7 @@
     locks/tokens-6d20f03c9a41be77         flock while working
     trash/                                what was removed is renamed here first, then deleted
     digests.sqlite                        sha256 of files by path, size, time and inode
+    machines/                             what machine Slurm gives to jobs that ask for the same
 
 Publishing is one `rename` of a folder whose files are on the disk: there is never anything in `artifacts/` that only
 looks finished.
@@ -117,6 +118,13 @@ class Store:
         why = self._difference(path, manifest)
         return Damaged(path, why) if why else Artifact(path, manifest)
 
+    def serving(self, step: str, key: str, replaces: str | None, instances: Mapping[str, str]) -> Artifact | None:
+        """The artifact with this key if it can serve a run: made by another run than `replaces`, from these inputs."""
+        found = self.find(step, key)
+        if isinstance(found, Artifact) and found.manifest.run != replaces and not made_from(found, instances):
+            return found
+        return None
+
     def all(self) -> Iterator[Artifact]:
         """Every artifact whose manifest can be read, newest first; files are not looked at."""
         found = []
@@ -167,6 +175,10 @@ class Store:
         for _, path in payload(folder):
             path.chmod(0o644)  # an attempt that died while publishing had made them read-only
         return folder
+
+    def partial_path(self, artifact: str) -> Path:
+        """Where the work on an artifact goes on, for who only reads there."""
+        return self.partials / artifact
 
     def publish(self, partial: Path, describe: Callable[[str, dict[str, FileEntry]], Manifest]) -> Artifact:
         """Make the work in `partial` the artifact; call it holding the lock.

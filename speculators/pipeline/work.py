@@ -26,8 +26,8 @@ from speculators.pipeline.events import EventLog, StepReporter
 from speculators.pipeline.folder import read_plan
 from speculators.pipeline.machine import machine_class, machine_key, peak_memory, versions
 from speculators.pipeline.manifest import FileEntry, Manifest, now
-from speculators.pipeline.step import Context, Step
-from speculators.pipeline.store import Artifact, Store, instances, made_from
+from speculators.pipeline.step import Context, Nodes, Step
+from speculators.pipeline.store import Artifact, Store, instances
 
 _GRACE_SECONDS = 10.0
 
@@ -100,16 +100,21 @@ def make(job: Job) -> Artifact:
     planned = job.planned
     inputs = _inputs(job)
     made = instances(inputs)
+    joins = job.step.spans_nodes and job.plan["nodes"]["number"] > 0
+    if joins and not isinstance(job.store.find(job.step.name, planned["key"]), Artifact):
+        _join(job, inputs)
     what = f"waiting for {{}}; both need {planned['artifact']}"
     with job.store.hold(
         planned["artifact"],
         run=job.plan["run"],
         waiting=lambda holder: job.reporter.message(what.format(holder)),
     ):
-        found = job.store.find(job.step.name, planned["key"])
-        if isinstance(found, Artifact) and found.manifest.run != planned["replaces"] and not made_from(found, made):
+        found = job.store.serving(job.step.name, planned["key"], planned["replaces"], made)
+        if found:
             job.events.write("step_cached", step=job.step.name, artifact=found.path.name)
             return found
+        if joins:
+            raise StepError(f"the first node has not finished {job.step.name}; run again on all of them")
         output = job.store.partial(planned["artifact"], made)
         started, clock = now(), time.monotonic()
         job.events.write("step_started", step=job.step.name, resumed=any(output.iterdir()), pid=os.getpid())
@@ -154,6 +159,16 @@ def make(job: Job) -> Artifact:
         return artifact
 
 
+def _join(job: Job, inputs: Mapping[str, Artifact]) -> None:
+    """Take part in a step that the first node does and publishes."""
+    clock, artifact = time.monotonic(), job.planned["artifact"]
+    job.events.write("step_started", step=job.step.name, resumed=False, pid=os.getpid())
+    paths = {name: one.path for name, one in inputs.items()}
+    job.step.run(_context(job, paths, job.store.partial_path(artifact)))
+    node = job.plan["nodes"]["number"]
+    job.reporter.message(f"node {node} has done its part in {time.monotonic() - clock:.0f} s")
+
+
 def write_into_run(job: Job) -> None:
     """Do a step that is never cached: it writes into the run's folder, with whatever inputs the run has made."""
     clock = time.monotonic()
@@ -183,6 +198,12 @@ def _context(job: Job, inputs: Mapping[str, Path], output: Path) -> Context:
         output=output,
         report=job.reporter,
         trust_remote_code=job.plan["trust_remote_code"] and job.assembly.trusts_remote_code,
+        engine_arguments=tuple(job.plan["engine_arguments"]),
+        processes=job.plan["processes"],
+        sharding=job.plan["sharding"],
+        nodes=Nodes(**job.plan["nodes"]),
+        recipe_name=job.plan["name"],
+        run_folder=job.folder,
     )
 
 

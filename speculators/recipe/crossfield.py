@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
 from speculators.errors import Place, Problem
+from speculators.recipe.finding import Finding
 from speculators.recipe.gates import parse_gate
 from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
 from speculators.recipe.shapes.data import Source
-from speculators.recipe.shapes.eagle3 import LossWeights
+from speculators.recipe.shapes.eval import Acceptance, Variant
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import RandomVerifier
 from speculators.shipped import shipped_folder
 
 RANDOM_CONTEXT = 2048
-_FEWEST_LAYERS_FOR_AUTO = 7
 
 
 class Facts(Protocol):
@@ -32,21 +32,16 @@ class Facts(Protocol):
     def max_position_embeddings(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with the value at a path of the recipe."""
-
-    path: Path_
-    what: str
-    hint: str = ""
-
-
 def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple[Problem, ...]:
     """What is wrong between a recipe and the verifier it names, ordered by place.
 
     Without `origins` (`Loaded.origins`) problems have no place but the recipe's name.
     """
-    found = _with_facts(recipe, facts)
+    return placed(_with_facts(recipe, facts), recipe, origins)
+
+
+def placed(found: Iterable[Finding], recipe: Recipe, origins: Origins | None) -> tuple[Problem, ...]:
+    """Findings as problems, ordered by place; without `origins` they have no place but the recipe's name."""
     if origins is None:
         return tuple(Problem(Place(recipe.name, 1, 1), item.what, item.hint) for item in found)
     return in_order(origins.problem(item.path, item.what, item.hint) for item in found)
@@ -54,7 +49,10 @@ def check(recipe: Recipe, facts: Facts, origins: Origins | None = None) -> tuple
 
 def findings(recipe: Recipe, *, trust_remote_code: bool | None = None) -> list[Finding]:
     """What is wrong in a recipe by itself. A random verifier is its own config, so it is checked against that too."""
-    found = [*_verifier(recipe, trust_remote_code), *_data(recipe), *_algorithm(recipe), *_evaluation(recipe)]
+    found = [*_verifier(recipe, trust_remote_code)]
+    if not recipe.converts:
+        found += [*_data(recipe), *_algorithm(recipe)]
+    found += [*_convert(recipe), *_evaluation(recipe)]
     random = recipe.verifier.random
     if random is not None and recipe.verifier.model is None and not found:
         found += _with_facts(recipe, _RandomFacts(random.layers, random.vocab_size))
@@ -129,6 +127,7 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
     data = recipe.data
     for number, source in enumerate(data.sources):
         yield from _source(source, ("data", "sources", number))
+    yield from _buffer(recipe)
     regenerate = data.regenerate
     if regenerate is None:
         for number, source in enumerate(data.sources):
@@ -150,6 +149,18 @@ def _data(recipe: Recipe) -> Iterator[Finding]:
         yield Finding((*here, "samples_per_prompt"), what, "set `data.regenerate.temperature` above 0")
 
 
+def _buffer(recipe: Recipe) -> Iterator[Finding]:
+    states, batch = recipe.data.hidden_states, recipe.train.tokens_per_step
+    largest = max(batch, recipe.data.max_length)
+    if states.mode == "online" and states.buffer_tokens < largest:
+        what = (
+            f"`data.hidden_states.buffer_tokens` is {states.buffer_tokens}, and a batch may have {largest} tokens "
+            f"(`{'train.tokens_per_step' if largest == batch else 'data.max_length'}`)"
+        )
+        hint = f"write {2 * largest} or more, so that one batch is made while another is trained on"
+        yield Finding(("data", "hidden_states", "buffer_tokens"), what, hint)
+
+
 def _source(source: Source, here: Path_) -> Iterator[Finding]:
     given = [name for name in ("file", "dataset", "synthesize") if getattr(source, name) is not None]
     name = f"`data.sources[{here[-1]}]`"
@@ -169,22 +180,24 @@ def _source(source: Source, here: Path_) -> Iterator[Finding]:
 
 
 def _algorithm(recipe: Recipe) -> Iterator[Finding]:
-    algorithm, here = recipe.algorithm, ("algorithm",)
-    if algorithm.aux_layers != "auto" and list(algorithm.aux_layers) != sorted(algorithm.aux_layers):
-        hint = f"write {sorted(algorithm.aux_layers)}"
-        yield Finding((*here, "aux_layers"), "`algorithm.aux_layers` must ascend", hint)
-    weights = {name: getattr(algorithm.loss, name) for name in LossWeights.__struct_fields__}
-    if not any(weights.values()):
-        what = "every weight of `algorithm.loss` is 0, so nothing would be learnt"
-        yield Finding((*here, "loss"), what, "such as loss: {kl: 1.0}")
-    for name in ("tv", "nla", "lk"):
-        if weights[name] and algorithm.teacher == "renormalized" and algorithm.draft_vocab_size is not None:
-            what = f"`algorithm.loss.{name}` needs the verifier's own probabilities, but the teacher is renormalized"
-            yield Finding((*here, "loss", name), what, "set `algorithm.teacher` to unrenormalized")
-    norms = algorithm.normalization
-    if norms.before_fc and norms.per_aux_layer:
-        what = "`before_fc` and `per_aux_layer` are two ways to norm the same states"
-        yield Finding((*here, "normalization"), what, "set one of them to false")
+    layers = getattr(recipe.algorithm, "aux_layers", ())
+    if not isinstance(layers, str) and list(layers) != sorted(layers):
+        hint = f"write {sorted(layers)}"
+        yield Finding(("algorithm", "aux_layers"), "`algorithm.aux_layers` must ascend", hint)
+    yield from recipe.algorithm.findings()
+
+
+def _convert(recipe: Recipe) -> Iterator[Finding]:
+    convert = recipe.convert
+    if recipe.converts:
+        return
+    for option, default in (("format", "auto"), ("aux_layers", "auto")):
+        if getattr(convert, option) != default:
+            what = f"`convert.{option}` says how to read a source, and there is no `convert.source`"
+            yield Finding(("convert", option), what, "remove it")
+    if convert.dtype == "source":
+        what = "`convert.dtype` is source, and nothing is converted"
+        yield Finding(("convert", "dtype"), what, "allowed for a trained draft: float32, bfloat16, float16")
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Finding]:
@@ -196,15 +209,63 @@ def _evaluation(recipe: Recipe) -> Iterator[Finding]:
                 near = get_close_matches(suite, known, n=1)
                 hint = (f"did you mean `{near[0]}`? " if near else "") + f"allowed: {', '.join(known)}"
                 yield Finding(("eval", "acceptance", "suites", number), f"there is no suite '{suite}'", hint)
-    if benchmark is not None and benchmark.profile.type == "synchronous" and benchmark.profile.levels != (1,):
-        what = "a synchronous benchmark has one stream, and `levels` says otherwise"
-        yield Finding(("eval", "benchmark", "profile", "levels"), what, "write levels: [1], or type: concurrent")
+        if not recipe.converts:  # what a converted draft can do is only known when it is read
+            yield from _rounds(recipe, acceptance)
+        yield from _tree(recipe, acceptance)
+    if benchmark is not None:
+        yield from _variants(benchmark.variants)
     measured: dict[str, set[str]] = {
         "acceptance": set(acceptance.suites) if acceptance else set(),
         "benchmark": {variant.name for variant in benchmark.variants} if benchmark else set(),
     }
     for number, text in enumerate(recipe.eval.gates):
         yield from _gate(text, ("eval", "gates", number), measured)
+
+
+def _rounds(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
+    most = recipe.algorithm.most_speculative_tokens
+    name = "most_speculative_tokens" if acceptance.speculative_tokens == "auto" else "speculative_tokens"
+    if most is not None and (asked := getattr(acceptance, name)) > most:
+        what = f"`eval.acceptance.{name}` is {asked}, but a round of this {recipe.algorithm.name} draft proposes {most}"
+        yield Finding(("eval", "acceptance", name), what, f"at most {most}")
+
+
+def _tree(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
+    here, tree = ("eval", "acceptance", "tree"), acceptance.tree
+    if tree is None:
+        return
+    if not recipe.converts and not recipe.algorithm.drafts_trees:
+        what = f"`eval.acceptance.tree` asks for trees, and a draft of type {recipe.algorithm.name} makes none"
+        yield Finding(here, what, "remove it")
+    if tree.nodes < tree.depth:
+        what = f"`eval.acceptance.tree` has {tree.depth} levels and only {tree.nodes} nodes"
+        yield Finding((*here, "nodes"), what, f"write {tree.depth} or more")
+
+
+def _variants(variants: tuple[Variant, ...]) -> Iterator[Finding]:
+    for number, variant in enumerate(variants):
+        here: Path_ = ("eval", "benchmark", "variants", number)
+        name, verifier = f"`eval.benchmark.variants[{number}]`", variant.verifier
+        if variant.name in [before.name for before in variants[:number]]:
+            what = f"`eval.benchmark.variants` names '{variant.name}' twice"
+            yield Finding((*here, "name"), what, "give each variant a name of its own")
+        if variant.name in ("dense", "speculator"):
+            for option in ("verifier", "revision"):
+                if getattr(variant, option) is not None:
+                    what = f"`{variant.name}` serves the recipe's own verifier, and {name} has a `{option}`"
+                    yield Finding((*here, option), what, "give the variant another name, such as fp8")
+            if variant.name == "speculator" and not variant.draft:
+                hint = "remove it; the verifier alone is the variant `dense`"
+                yield Finding((*here, "draft"), "`speculator` is the verifier with the draft", hint)
+        elif verifier is None:
+            hint = "allowed without one: dense, speculator"
+            yield Finding((*here, "name"), f"{name} is '{variant.name}' and has no `verifier`", hint)
+        elif "://" in verifier or verifier.endswith(".gguf"):
+            hint = "allowed: a hub id, a directory with a Hugging Face checkpoint"
+            yield Finding((*here, "verifier"), f"`verifier` of {name} is '{verifier}'", hint)
+        elif variant.revision is not None and verifier.startswith("/"):
+            what = f"`revision` of {name} is for models of the hub, and its verifier is a directory"
+            yield Finding((*here, "revision"), what, "remove it")
 
 
 def _gate(text: str, here: Path_, measured: dict[str, set[str]]) -> Iterator[Finding]:
@@ -225,10 +286,16 @@ def _gate(text: str, here: Path_, measured: dict[str, set[str]]) -> Iterator[Fin
 
 
 def _with_facts(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    if not recipe.converts:
+        yield from _training_with_facts(recipe, facts)
+    yield from _evaluation_with_facts(recipe, facts)
+
+
+def _training_with_facts(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
     algorithm, verifier = recipe.algorithm, recipe.verifier.model or "the random verifier"
-    layers = algorithm.aux_layers
+    layers = getattr(algorithm, "aux_layers", ())
     if layers == "auto":
-        if facts.layers < _FEWEST_LAYERS_FOR_AUTO:
+        if facts.layers < algorithm.fewest_layers:
             what = f"`algorithm.aux_layers` is auto, but {verifier} has only {facts.layers} layers"
             yield Finding(("algorithm", "aux_layers"), what, f"name them, 0 to {facts.layers}")
     else:
@@ -239,20 +306,31 @@ def _with_facts(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
                     f"but {verifier} has {facts.layers} layers (0..{facts.layers})"
                 )
                 yield Finding(("algorithm", "aux_layers", number), what)
-    size = algorithm.draft_vocab_size
+    size = getattr(algorithm, "draft_vocab_size", None)
     if size is not None and size > facts.vocab_size:
         what = f"`algorithm.draft_vocab_size` is {size}, but {verifier} has {facts.vocab_size} tokens"
         yield Finding(("algorithm", "draft_vocab_size"), what, "null takes the verifier's whole vocabulary")
+    mask = getattr(algorithm, "mask_token_id", None)
+    if mask is not None and mask >= facts.vocab_size:
+        what = f"`algorithm.mask_token_id` is {mask}, but {verifier} has {facts.vocab_size} tokens"
+        yield Finding(("algorithm", "mask_token_id"), what, "null takes the last one")
     longest = facts.max_position_embeddings
     if recipe.data.max_length > longest:
         what = f"`data.max_length` is {recipe.data.max_length}, but {verifier} reads at most {longest} tokens"
         yield Finding(("data", "max_length"), what)
+
+
+def _evaluation_with_facts(recipe: Recipe, facts: Facts) -> Iterator[Finding]:
+    verifier, longest = recipe.verifier.model or "the random verifier", facts.max_position_embeddings
     acceptance, benchmark = recipe.eval.acceptance, recipe.eval.benchmark
     if acceptance is not None and acceptance.max_new_tokens >= longest:
         what = (
             f"`eval.acceptance.max_new_tokens` is {acceptance.max_new_tokens}, but {verifier} reads at most {longest}"
         )
         yield Finding(("eval", "acceptance", "max_new_tokens"), what)
+    if acceptance is not None and acceptance.speculative_tokens == "auto" and benchmark is None:
+        what = "`eval.acceptance.speculative_tokens` is auto, which is measured under the load of `eval.benchmark`"
+        yield Finding(("eval", "acceptance", "speculative_tokens"), what, "add `eval.benchmark`, or write a number")
     if benchmark is not None and benchmark.max_tokens >= longest:
         what = f"`eval.benchmark.max_tokens` is {benchmark.max_tokens}, but {verifier} reads at most {longest}"
         yield Finding(("eval", "benchmark", "max_tokens"), what)

@@ -55,7 +55,9 @@ def load_recipe(
     composed = compose(path, [Path(overlay).expanduser() for overlay in overlays], sets)
     origins = Origins(composed.root, composed.text)
     data = fill(plain(composed.root))
-    found = problems(_validate(data), origins)
+    if _converts(data):
+        data.pop("train", None)  # filled in with defaults, or reported below
+    found = problems(_validate(data), origins) + _of_no_use(data, composed.root)
     if not found:
         found = _resolve_paths(data, composed.root)
     if found:
@@ -79,7 +81,28 @@ def _loaded(recipe: Recipe, data: dict[str, Any], origins: Origins, composed: Co
 def _validate(data: dict[str, Any]) -> Any:
     from jsonschema import Draft202012Validator
 
-    return Draft202012Validator(dict(recipe_schema())).iter_errors(data)
+    yield from Draft202012Validator(dict(recipe_schema())).iter_errors(data)
+    if not _converts(data):
+        yield from Draft202012Validator({"required": list(_OF_TRAINING)}).iter_errors(data)
+
+
+_OF_TRAINING = ("algorithm", "data")
+
+
+def _converts(data: Mapping[str, Any]) -> bool:
+    convert = data.get("convert")
+    return isinstance(convert, Mapping) and convert.get("source") is not None
+
+
+def _of_no_use(data: Mapping[str, Any], root: Node) -> list[Problem]:
+    """Sections about training, in a recipe that converts a draft: what they say would be passed over in silence."""
+    written = root.value if isinstance(root.value, dict) and _converts(data) else {}
+    hint = "remove it, or `convert.source`; what comes from a base recipe is taken back with null"
+    return [
+        written[name].problem(f"`{name}` is of no use: the draft is converted, not trained", hint, at_key=True)
+        for name in (*_OF_TRAINING, "train")
+        if name in written
+    ]
 
 
 def _resolve_paths(data: dict[str, Any], root: Node) -> list[Problem]:

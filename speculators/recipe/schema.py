@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from speculators.recipe.outside import outside_algorithms
 from speculators.shipped import shipped_folder
 
 Schema = Mapping[str, Any]
@@ -42,8 +43,14 @@ class Field:
 
 @cache
 def recipe_schema() -> Schema:
-    """The schema of a whole recipe, every `$ref` replaced by what it refers to."""
-    return _inlined(shipped_folder("schemas") / "recipe.schema.json")
+    """The schema of a whole recipe, every `$ref` replaced by what it refers to; other packages' algorithms included."""
+    schema = _inlined(shipped_folder("schemas") / "recipe.schema.json")
+    algorithm = schema["properties"]["algorithm"]
+    for name, outside in outside_algorithms().items():
+        algorithm["properties"]["type"]["enum"].append(name)
+        condition = {"properties": {"type": {"const": name}}, "required": ["type"]}
+        algorithm["allOf"].append({"if": condition, "then": _inlined(outside.schema)})
+    return schema
 
 
 @cache
@@ -152,8 +159,9 @@ def _fields(schema: Schema, path: str, branch: str, *, is_operational: bool) -> 
 def _inlined(file: Path) -> dict[str, Any]:
     def resolve(part: Any) -> Any:
         if isinstance(part, dict):
-            if "$ref" in part:
-                return _inlined(file.parent / part["$ref"])
+            if "$ref" in part:  # what stands beside it, such as a default, is added
+                beside = {key: below for key, below in part.items() if key != "$ref"}
+                return {**_inlined(file.parent / part["$ref"]), **beside}
             return {key: resolve(below) for key, below in part.items()}
         return [resolve(below) for below in part] if isinstance(part, list) else part
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speculators import __version__
+from speculators.checkpoints.rules import served_types
 from speculators.reporting.definitions import number
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -45,10 +46,11 @@ def model_card(
         description=_one_line(description or ""),
         verifier=_one_line(verifier).replace("`", "'"),
         algorithm=algorithm,
+        is_served=algorithm in served_types(),
         layers=layer.get("num_hidden_layers", "–"),
         draft_vocabulary=number(reduced) if reduced and reduced != vocabulary else None,
         vocabulary=number(vocabulary),
-        aux_layers=config.get("eagle_aux_hidden_state_layer_ids") or (),
+        aux_layers=config.get("eagle_aux_hidden_state_layer_ids") or config.get("aux_hidden_state_layer_ids") or (),
         speculative_tokens=method.get("speculative_tokens", "–"),
         dtype=config.get("dtype") or config.get("torch_dtype") or "–",
         figures=_figures(training),

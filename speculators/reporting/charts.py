@@ -76,21 +76,6 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One served variant at one level of load: tokens per second, and milliseconds between tokens."""
-
-    name: str
-    tokens_per_second: float
-    inter_token_ms: Mapping[str, float]
-    """`p50`, `p95`, `mean`, as far as measured."""
-
-    @property
-    def middle(self) -> float:
-        """The median, or the mean where no median was kept."""
-        return self.inter_token_ms.get("p50", self.inter_token_ms.get("mean", 0.0))
-
-
-@dataclass(frozen=True)
 class Chart:
     """A drawing: its file's stem, what it shows in words, `svg` for the page and `png` for everywhere else."""
 
@@ -107,16 +92,16 @@ def training_charts(curves: Curves) -> tuple[Chart, ...]:
     if curves.loss or curves.holdout_loss:
         first, last = ((s := _smooth([value for _, value in curves.loss or curves.holdout_loss]))[0], s[-1])
         words = f"Loss by optimizer step, from {first:.2f} to {last:.2f}."
-        charts.append(_chart("loss", "Loss", words, (3.7, 2.9), lambda axes: _loss(axes[0], curves)))
+        charts.append(drawn("loss", "Loss", words, (3.7, 2.9), lambda axes: _loss(axes[0], curves)))
     if judged := curves.holdout_accuracy or curves.accuracy:
         ends = ", ".join(f"position {name} {100 * points[-1][1]:.0f}%" for name, points in judged.items())
         words = f"Accuracy by draft position and optimizer step; at the end {ends}."
         charts.append(
-            _chart("accuracy", "Accuracy by draft position", words, (3.7, 2.9), lambda axes: _accuracy(axes[0], curves))
+            drawn("accuracy", "Accuracy by draft position", words, (3.7, 2.9), lambda axes: _accuracy(axes[0], curves))
         )
     if curves.walk:
         words = f"Walk estimate of the acceptance length by optimizer step; at the end {curves.walk[-1][1]:.2f}."
-        charts.append(_chart("walk", "Walk estimate", words, (3.7, 2.9), lambda axes: _walk(axes[0], curves.walk)))
+        charts.append(drawn("walk", "Walk estimate", words, (3.7, 2.9), lambda axes: _walk(axes[0], curves.walk)))
     return tuple(charts)
 
 
@@ -127,28 +112,12 @@ def acceptance_chart(by_temperature: Mapping[str, Sequence[float]], suite: str) 
         for label, rates in by_temperature.items()
     )
     words = f"Conditional acceptance on {suite}: {figures}."
-    return _chart(
+    return drawn(
         "acceptance", "Acceptance by position", words, (5.4, 3.1), lambda axes: _positions(axes[0], by_temperature)
     )
 
 
-def benchmark_chart(variants: Sequence[Variant], load: str) -> Chart:
-    """Output tokens per second, and milliseconds per token (bar: median or mean, whisker: 95th percentile)."""
-    figures = "; ".join(
-        f"{variant.name} {variant.tokens_per_second:.1f} tokens per second, {variant.middle:.1f} ms between tokens"
-        for variant in variants
-    )
-    return _chart(
-        "benchmark",
-        "Throughput and latency",
-        f"{figures}, at {load}.",
-        (5.4, 3.1),
-        lambda axes: _throughput(axes, variants),
-        columns=2,
-    )
-
-
-def _chart(
+def drawn(
     name: str, title: str, words: str, size: tuple[float, float], draw: Callable[[list[Any]], None], columns: int = 1
 ) -> Chart:
     """Draw on a figure of `size` inches with `columns` panels; without pyplot, which keeps global state."""
@@ -217,7 +186,7 @@ def _finish_curve(axis: Any, title: str) -> None:
     axis.set_title(title)
     axis.grid(axis="y")
     axis.set_xlabel("optimizer step")
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axis.yaxis.set_major_locator(MaxNLocator(5))
 
 
@@ -235,49 +204,6 @@ def _positions(axis: Any, by_temperature: Mapping[str, Sequence[float]]) -> None
     axis.set_xticks(range(1, count + 1), [f"position {position}" for position in range(1, count + 1)])
     axis.set_title("Accepted, given that all before were")
     axis.legend(loc="upper right", ncols=2, columnspacing=1.2)
-
-
-def _throughput(axes: list[Any], variants: Sequence[Variant]) -> None:
-    names = [variant.name for variant in variants]
-    colours = [DENSE if name == "dense" else DRAFT for name in names]
-    _columns(axes[0], names, [variant.tokens_per_second for variant in variants], colours, "Output tokens/s")
-    middle = [variant.middle for variant in variants]
-    tops = [max(variant.inter_token_ms.get("p95", 0.0), variant.middle) for variant in variants]
-    _columns(axes[1], names, middle, colours, "Milliseconds per token", tops)
-
-
-def _columns(
-    axis: Any,
-    names: list[str],
-    values: list[float],
-    colours: list[str],
-    title: str,
-    tops: list[float] | None = None,
-) -> None:
-    """Bars with their values above; `tops` are the ends of whiskers."""
-    places = list(range(len(names)))
-    bars = axis.bar(places, values, width=0.62, color=colours)
-    ends = tops or values
-    if tops:
-        spread = [top - value for top, value in zip(tops, values, strict=True)]
-        axis.errorbar(
-            places, values, yerr=[[0.0] * len(values), spread], fmt="none", color=QUIET, ecolor=QUIET, capsize=4
-        )
-        axis.bar_label(
-            bars, labels=[f"{value:.1f}" for value in values], label_type="center", color=ON_BAR, weight="bold"
-        )
-        for place, top in zip(places, tops, strict=True):
-            note = f"95%: {top:.1f}"
-            axis.annotate(
-                note, (place, top), xytext=(0, 4), textcoords="offset points", ha="center", color=QUIET, fontsize=9
-            )
-    else:
-        axis.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=3, weight="bold")
-    axis.set_ylim(0, 1.15 * max([*ends, 1e-9]))
-    axis.set_xlim(-0.6, len(names) - 0.4)
-    axis.set_xticks(places, names, color=INK)
-    axis.set_yticks([])
-    axis.set_title(title)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -122,10 +122,13 @@ BENCHMARK = (
         2,
         "ms",
     ),
+    ("inter_token_latency_ms", "p99", "Between tokens, 99%", "The same for 99 of 100 tokens.", 2, "ms"),
     ("time_to_first_token_ms", "p50", "First token, median", "From sending a request to its first token.", 1, "ms"),
     ("time_to_first_token_ms", "p95", "First token, 95%", "19 of 20 requests saw their first token sooner.", 1, "ms"),
+    ("time_to_first_token_ms", "p99", "First token, 99%", "99 of 100 requests saw their first token sooner.", 1, "ms"),
     ("request_latency_s", "p50", "Whole answer, median", "From sending a request to its last token.", 2, "s"),
     ("request_latency_s", "p95", "Whole answer, 95%", "19 of 20 requests were complete sooner.", 2, "s"),
+    ("request_latency_s", "p99", "Whole answer, 99%", "99 of 100 requests were complete sooner.", 2, "s"),
     (
         "acceptance_length",
         "",
@@ -134,37 +137,47 @@ BENCHMARK = (
         3,
         "",
     ),
-    ("requests", "", "Requests", "Requests made and answered at this level.", 0, ""),
+    ("rate", "", "Requests/s, sent", "The constant rate at which requests were sent.", 2, ""),
+    ("requests_per_second", "", "Requests/s, answered", "Requests answered per second.", 2, ""),
+    ("requests", "", "Requests", "Requests made and answered at this point.", 0, ""),
 )
 
 
 def _benchmark(benchmark: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """One table a level of load, the variants side by side."""
-    variants = list(benchmark)
-    by_streams: dict[Any, dict[str, Mapping[str, Any]]] = {}
-    for variant, figures in benchmark.items():
-        for level in figures.get("levels") or [figures]:
-            by_streams.setdefault(level.get("streams"), {})[variant] = level
+    """One table a point, the variants side by side."""
+    variants = [figures.get("levels") or [figures] for figures in benchmark.values()]
     found = []
-    for streams, levels in by_streams.items():
+    for place in range(max(map(len, variants), default=0)):
+        levels: list[Mapping[str, Any]] = [points[place] if place < len(points) else {} for points in variants]
         rows = []
         for key, part, name, meaning, digits, unit in BENCHMARK:
-            values = [_part((levels.get(variant) or {}).get(key), part) for variant in variants]
+            values = [_part(level.get(key), part) for level in levels]
             if any(value is not None for value in values):
                 rows.append(Row(name, meaning, tuple(number(value, digits, unit) for value in values)))
-        found.append(Table(f"Benchmark at {streams_name(streams)}", tuple(variants), tuple(rows)))
+        for position in range(max(len(level.get("positions") or ()) for level in levels)):
+            name, meaning = f"Acceptance at position {position + 1}, served", "Conditional, from the same counters."
+            rows.append(Row(name, meaning, _position(levels, position)))
+        names = list(dict.fromkeys(load_name(level) for level in levels if level))
+        # The variants of a sweep have constant rates of their own.
+        title = names[0] if len(names) == 1 else f"a constant rate, {' and '.join(names)}"
+        found.append(Table(f"Benchmark at {title}", tuple(benchmark), tuple(rows)))
     return found
 
 
-def streams_name(streams: Any) -> str:
-    """`1 stream`, `4 streams`."""
-    return "one load" if streams is None else f"{streams} stream{'' if str(streams) == '1' else 's'}"
+def load_name(level: Mapping[str, Any]) -> str:
+    """A point of a benchmark in words: `1 stream`, `4 streams`, `full load`, `2.5 requests per second`."""
+    streams, rate = level.get("streams"), level.get("rate")
+    if rate is not None:
+        return f"{rate:.3g} requests per second"
+    if streams is None:
+        return "full load" if level.get("profile") == "throughput" else "one load"
+    return f"{streams} stream{'' if streams == 1 else 's'}"
 
 
 def _part(value: Any, part: str) -> Any:
     if isinstance(value, Mapping):
         return value.get(part or "mean")
-    return None if part == "p95" else value
+    return None if part in ("p95", "p99") else value
 
 
 def _training(training: Mapping[str, Any]) -> Table:
@@ -189,6 +202,13 @@ def _training(training: Mapping[str, Any]) -> Table:
             ("Best step", "The optimizer step whose draft was kept.", best.get("at"), 0, ""),
             ("Tokens trained on", "Tokens read in training, all epochs together.", training.get("tokens"), 0, ""),
             ("Training speed", "Tokens per second of wall time.", training.get("tokens_per_second"), 0, "tokens/s"),
+            (
+                "Waiting for data",
+                "Share of the training time in which the next batch was not yet there.",
+                training.get("data_wait"),
+                3,
+                "",
+            ),
         )
         if value is not None
     ]

@@ -13,19 +13,15 @@ from datetime import datetime
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from speculators import __version__
+from speculators.reporting.benchmark_charts import LoadPoint, Variant, benchmark_chart, load_charts
 from speculators.reporting.card import walk_estimate
-from speculators.reporting.charts import (
-    Chart,
-    Curves,
-    Variant,
-    acceptance_chart,
-    benchmark_chart,
-    training_charts,
-)
-from speculators.reporting.definitions import number, streams_name, tables, temperature_name
+from speculators.reporting.charts import Chart, Curves, acceptance_chart, training_charts
+from speculators.reporting.definitions import load_name, number, tables, temperature_name
+from speculators.reporting.draft_length_chart import draft_length_chart
 from speculators.reporting.folder import RunFolder, read_lines
 from speculators.reporting.highlight import highlight
 from speculators.reporting.picture import picture, spoken
@@ -82,7 +78,8 @@ def build_page(run_folder: Path) -> Page:
 
     run = RunFolder.open(run_folder)
     results = collect(run_folder)
-    training, acceptance, benchmark = _charts(run, results)
+    training, acceptance, benchmark, loads = _charts(run, results)
+    lengths = _draft_lengths(results)
     inputs, steps = step_inputs(run), _with_this_page(results["steps"])
     environment = Environment(
         loader=PackageLoader("speculators.reporting", "html"),
@@ -105,16 +102,18 @@ def build_page(run_folder: Path) -> Page:
         training=training,
         acceptance=acceptance,
         benchmark=benchmark,
+        loads=loads,
+        lengths=lengths,
         tables=tables(results),
         samples=samples(run),
         recipe=highlight(recipe) if recipe else None,
         resolved=highlight(resolved) if resolved and resolved != recipe else None,
         environment=_flat(results["environment"]),
-        guidellm=_guidellm(run),
+        guidellm=_guidellm(run, results["benchmark"]),
         checkpoint=_checkpoint(run),
         version=__version__,
     )
-    return Page(html, (*training, *acceptance, *benchmark))
+    return Page(html, (*training, *acceptance, *benchmark, *loads, *lengths))
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -127,12 +126,12 @@ def headline(results: Mapping[str, Any]) -> str:
         )
     ratio = results["speedup"]
     if ratio is not None:
-        streams = streams_name(_streams(results["benchmark"]["speculator"]))
+        load = load_name(results["benchmark"]["speculator"])
         if ratio >= 1:
-            parts.append(f"at {streams} the server writes {ratio:.2f} times as many tokens per second as without it")
+            parts.append(f"at {load} the server writes {ratio:.2f} times as many tokens per second as without it")
         else:
             parts.append(
-                f"at {streams} the server writes {100 * (1 - ratio):.0f}% fewer tokens per second than without it"
+                f"at {load} the server writes {100 * (1 - ratio):.0f}% fewer tokens per second than without it"
             )
     if not parts:
         return {
@@ -144,7 +143,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def cards(results: Mapping[str, Any]) -> list[Card]:
-    """Acceptance length, speed-up, tokens per second of both variants, and how long the run took."""
+    """Acceptance length, speed-up, tokens per second of each variant; the walk estimate where a card is left."""
     found = []
     suite, figures = _first(results["acceptance"])
     if figures.get("acceptance_length") is not None:
@@ -158,9 +157,10 @@ def cards(results: Mapping[str, Any]) -> list[Card]:
         found.append(Card("Acceptance length", f"{figures['acceptance_length']:.2f}", ", ".join(how)))
     benchmark = results["benchmark"]
     if results["speedup"] is not None:
-        at = streams_name(_streams(benchmark["speculator"]))
+        at = load_name(benchmark["speculator"])
         found.append(Card("Speed-up", f"{results['speedup']:.2f}×", f"output tokens per second, at {at}"))
-    for variant, label in (("speculator", "With the draft"), ("dense", "Without")):
+    labels = {"speculator": "With the draft", "dense": "Without"}
+    for variant, label in (labels | {name: name for name in benchmark if name not in labels}).items():
         rate = (benchmark.get(variant) or {}).get("output_tokens_per_second")
         if rate is not None:
             latency = (benchmark[variant].get("inter_token_latency_ms") or {}).get("p50")
@@ -219,7 +219,7 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
 
 def _charts(
     run: RunFolder, results: Mapping[str, Any]
-) -> tuple[tuple[Chart, ...], tuple[Chart, ...], tuple[Chart, ...]]:
+) -> tuple[tuple[Chart, ...], tuple[Chart, ...], tuple[Chart, ...], tuple[Chart, ...]]:
     lines = read_lines(run.file("train", "metrics.jsonl")) or [
         {"at": event.get("at", 0), **(event.get("values") or {})}
         for event in run.events
@@ -236,12 +236,49 @@ def _charts(
         for name, figures in results["benchmark"].items()
         if figures.get("output_tokens_per_second") is not None
     ]
-    load = streams_name(_streams(next(iter(results["benchmark"].values()), {})))
+    load = load_name(next(iter(results["benchmark"].values()), {}))
     return (
         training_charts(curves(lines)),
         (acceptance_chart(rates, _suite_name(suite)),) if rates else (),
         (benchmark_chart(variants, load),) if variants else (),
+        _load_charts(results["benchmark"]),
     )
+
+
+def _draft_lengths(results: Mapping[str, Any]) -> tuple[Chart, ...]:
+    """How the number of speculative tokens was found, where it was."""
+    found = results["speculative_tokens"]
+    if found is None:
+        return ()
+    levels = (results["benchmark"].get("dense") or {}).get("levels") or ()
+    dense = [level["output_tokens_per_second"] for level in levels]
+    return (draft_length_chart(found["curve"], found["best"], geometric_mean(dense) if dense else None),)
+
+
+def _load_charts(benchmark: Mapping[str, Any]) -> tuple[Chart, ...]:
+    """Each variant over its points: by streams where all points have them, else by requests per second."""
+    levels = [level for figures in benchmark.values() for level in figures.get("levels") or ()]
+    by_streams = all(level.get("streams") is not None for level in levels)
+
+    def place(level: Mapping[str, Any]) -> Any:
+        """A sweep's ends have no rate but the one that came of them."""
+        if by_streams:
+            return level["streams"]
+        return level["requests_per_second"] if level.get("rate") is None else level["rate"]
+
+    points = {
+        variant: [
+            LoadPoint(
+                place(level),
+                level["output_tokens_per_second"],
+                _numbers(level.get("inter_token_latency_ms")).get("p50"),
+                level.get("acceptance_length"),
+            )
+            for level in figures.get("levels") or ()
+        ]
+        for variant, figures in benchmark.items()
+    }
+    return load_charts(points, "streams at once" if by_streams else "requests per second")
 
 
 def _numbers(value: Any) -> dict[str, float]:
@@ -257,11 +294,6 @@ def _first(suites: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 def _suite_name(suite: str) -> str:
     return "held-out prompts" if suite == "holdout" else suite
-
-
-def _streams(figures: Mapping[str, Any]) -> Any:
-    levels: Sequence[Mapping[str, Any]] = figures.get("levels") or []
-    return figures.get("streams", levels[0].get("streams") if levels else None)
 
 
 def _with_this_page(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -306,18 +338,17 @@ def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-def _guidellm(run: RunFolder) -> list[tuple[str, str]]:
-    """Links, relative to the run folder, to GuideLLM's own pages."""
+def _guidellm(run: RunFolder, benchmark: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """By variant, names and links, relative to the run folder, of GuideLLM's own pages."""
     found = []
-    for variant in ("dense", "speculator"):
+    for variant, figures in benchmark.items():
         step = f"benchmark-{variant}"
         place = run.artifact(step)
-        if place is None:
-            continue
-        for page in sorted(place.glob("**/guidellm.html")):
-            level = page.parent.name.removeprefix("level-") if page.parent != place else ""
-            name = f"{variant}, {streams_name(level)}" if level else variant
-            found.append((name, f"steps/{step}/{page.relative_to(place).as_posix()}"))
+        loads = {level.get("files"): load_name(level) for level in figures.get("levels") or ()}
+        pages = [page.relative_to(place) for page in sorted(place.glob("**/guidellm.html"))] if place else []
+        links = [(loads.get(page.parent.as_posix(), "page"), f"steps/{step}/{page.as_posix()}") for page in pages]
+        if links:
+            found.append((variant, links))
     return found
 
 

@@ -44,10 +44,13 @@ def collect(run_folder: Path) -> dict[str, Any]:
         "finished": finished.get("t") if finished else None,
         "seconds": seconds_between(started, (finished or (events[-1] if events else {})).get("t")),
         "verifier": _verifier(run, recipe),
-        "algorithm": (recipe.get("algorithm") or {}).get("type"),
+        "algorithm": (recipe.get("algorithm") or {}).get("type")
+        or run.json("convert", "draft.json").get("speculators_model_type"),
         "steps": steps,
         "checkpoint": str(place) if (place := run.artifact("checkpoint")) else None,
         "training": run.json("train", "result.json") or None,
+        "conversion": run.json("convert", "conversion.json") or None,
+        "speculative_tokens": run.json("speculative_tokens", "speculative_tokens.json") or None,
         "acceptance": _acceptance(run),
         "benchmark": benchmark,
         "speedup": speedup(benchmark),
@@ -158,11 +161,11 @@ def _acceptance(run: RunFolder) -> dict[str, Any]:
 
 def _benchmark(run: RunFolder) -> dict[str, Any]:
     found = {}
-    for variant in ("dense", "speculator"):
-        figures = run.json(f"benchmark-{variant}", "benchmark.json")
+    for step in planned_steps(run):
+        figures = run.json(step, "benchmark.json")
         levels = figures.get("levels") or []
         if figures:
-            found[variant] = {**(levels[0] if levels else {}), **figures}
+            found[step.removeprefix("benchmark-")] = {**(levels[0] if levels else {}), **figures}
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speculators.pipeline.step import Context, Estimate, Scope, Step
+from speculators.steps.speed import verifier_memory
 
 if TYPE_CHECKING:
     from speculators.data.conversations import Conversation
@@ -50,9 +51,9 @@ class _Measuring:
     def __init__(self, context: Context) -> None:
         import torch
 
-        from speculators.algorithms.eagle3.proposal import Eagle3Proposal
-        from speculators.checkpoints.load import load_eagle3
+        from speculators.checkpoints.load import load_draft, proposal_of, read_checkpoint
         from speculators.engines.transformers import VerifierModel
+        from speculators.layers.trees import TreeShape
         from speculators.recipe.shapes.verifier import TransformersEngine
         from speculators.verifiers.facts import VerifierFacts
         from speculators.verifiers.source import verifier_directory
@@ -62,7 +63,11 @@ class _Measuring:
         directory = verifier_directory(context.inputs["verifier"])
         self.tokenizer: ChatTokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
         self.longest = VerifierFacts.from_directory(directory).max_position_embeddings
-        network = load_eagle3(context.inputs["checkpoint"])
+        checkpoint = read_checkpoint(context.inputs["checkpoint"])
+        self.speculative_tokens = checkpoint.speculative_tokens  # the recipe's number, or the best one
+        tree = context.config.eval.acceptance.tree
+        self.tree = None if tree is None else TreeShape(tree.depth, tree.width, tree.nodes)
+        network = load_draft(checkpoint, verifier=directory)
         embedded = isinstance(engine, TransformersEngine)
         self.verifier = VerifierModel.load(
             directory,
@@ -74,9 +79,7 @@ class _Measuring:
         )
         # The draft's products are float32 on a CPU, so that what is measured is what training foresaw.
         on_cpu = self.verifier.device.type == "cpu"
-        self.proposal = Eagle3Proposal(
-            network.to(self.verifier.device, torch.float32 if on_cpu else self.verifier.dtype)
-        )
+        self.proposal = proposal_of(network.to(self.verifier.device, torch.float32 if on_cpu else self.verifier.dtype))
 
     def measure(self, prompts: list[Conversation], name: str, temperature: float) -> dict[str, Any]:
         """Figures and samples of one suite at one temperature."""
@@ -84,7 +87,10 @@ class _Measuring:
 
         asked, report = self.context.config.eval.acceptance, self.context.report
         rendered = [
-            (prompt, self.tokenizer.render(prompt.to_json()["messages"], add_generation_prompt=True))
+            (
+                prompt,
+                self.tokenizer.render(prompt.to_json()["messages"], add_generation_prompt=True, tools=prompt.tools),
+            )
             for prompt in prompts
         ]
         fitting = [one for one in rendered if len(one[1]) + asked.max_new_tokens <= self.longest]
@@ -93,11 +99,12 @@ class _Measuring:
         ids = [prompt_ids for _, prompt_ids in fitting]
         settings = Settings(
             temperature=temperature,
-            speculative_tokens=asked.speculative_tokens,
+            speculative_tokens=self.speculative_tokens if self.tree is None else self.tree.depth,
             max_new_tokens=asked.max_new_tokens,
             concurrency=asked.concurrency,
             stop_ids=frozenset(self.tokenizer.stop_ids),
             seed=self.context.config.seed,
+            tree=self.tree,
         )
 
         def tell(finished: int) -> None:
@@ -158,11 +165,10 @@ def estimate(scope: Scope) -> Estimate:
     """A megabyte of figures and samples; time from how fast the verifier wrote before."""
     asked, rate = scope.config.eval.acceptance, scope.facts.get("generated_tokens_per_second")
     prompts = asked.prompts or scope.facts.get("prompts")
-    memory = scope.facts.get("weight_bytes")
     tokens = None if prompts is None else prompts * asked.max_new_tokens * (len(asked.temperature) + 1)
     return Estimate(
         disk=1 << 20,
-        memory=None if memory is None else int(2 * memory),
+        memory=verifier_memory(scope),
         seconds=tokens / rate if tokens and rate else None,
     )
 

@@ -1,7 +1,7 @@
 """The verifier's own answers to the prompts: what the draft learns to foresee is what this very model would say.
 
-All requests go through one continuously filled batch, longest prompts first. Every shard is published by a rename when
-its last answer is there, so a killed step loses only what was being written.
+All requests go through one continuously filled batch, longest prompts first. Every answer is noted as it is finished,
+and every shard is published by a rename when its last answer is there: a killed step loses only what was being written.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speculators.pipeline.step import Context, Estimate, Scope, Step
+from speculators.steps.speed import verifier_memory, verifier_seconds
 
 if TYPE_CHECKING:
     from speculators.data.conversations import Conversation
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
     from speculators.verifiers.tokenizer import ChatTokenizer
 
 SHARD_ANSWERS = 256
+JOURNAL = "answered.journal"
 _BYTES_PER_TOKEN = 12  # ids as JSON text, and the text itself
 _REPORT_SECONDS = 0.5
-_WEIGHT_BYTES_PER_SECOND = 3e11
-"""Bytes of weights times tokens a second, batched, on two cores of a recent processor; earlier runs know better."""
 
 Question = dict[str, Any]
 """A line of prompts.jsonl with `prompt_token_ids` and `sample`; answered, it is a line of the artifact."""
@@ -52,6 +53,7 @@ def run(context: Context) -> None:
     waiting = [number for number in range(len(shards)) if not _file(context, number).is_file()]
     if waiting:
         _answer(context, directory, tokenizer, shards, waiting, longest)
+    (context.output / JOURNAL).unlink(missing_ok=True)
 
 
 def answer_seed(seed: int, identity: str, sample: int) -> int:
@@ -62,13 +64,12 @@ def answer_seed(seed: int, identity: str, sample: int) -> int:
 
 def estimate(scope: Scope) -> Estimate:
     """From the number of prompts and the verifier's size, as if every answer were as long as it may be."""
-    prompts, weights = scope.facts.get("prompts"), scope.facts.get("weight_bytes")
-    memory = None if weights is None else int(1.5 * weights)
+    prompts, memory = scope.facts.get("prompts"), verifier_memory(scope)
     if prompts is None:
         return Estimate(memory=memory)
     regenerate = scope.config.data.regenerate
     tokens = prompts * regenerate.samples_per_prompt * regenerate.max_new_tokens
-    seconds = None if weights is None else tokens * weights / _WEIGHT_BYTES_PER_SECOND
+    seconds = verifier_seconds(scope, tokens, writes=True)
     return Estimate(disk=int(tokens * _BYTES_PER_TOKEN), memory=memory, seconds=seconds)
 
 
@@ -92,7 +93,7 @@ def _questions(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, 
     """Every prompt as often as it is answered: once if held out (greedily) or if all samples would be the same."""
     for item in conversations:
         prompt = item.as_prompt().to_json()
-        ids = tokenizer.render(prompt["messages"], add_generation_prompt=True)
+        ids = tokenizer.render(prompt["messages"], add_generation_prompt=True, tools=item.tools)
         once = item.split == "holdout" or regenerate.temperature == 0
         for sample in range(1 if once else regenerate.samples_per_prompt):
             yield {**prompt, "prompt_token_ids": ids, "sample": sample}
@@ -107,6 +108,7 @@ def _answer(
     longest: int,
 ) -> None:
     """Answer the questions of the shards that are still waiting, and publish each shard as it is complete."""
+    from speculators.data.journal import Journal
     from speculators.engines.opened import Opening, generating
 
     regenerate = context.config.data.regenerate
@@ -117,18 +119,35 @@ def _answer(
         compute_dtype=None if regenerate.dtype == "verifier" else regenerate.dtype,
         scratch=context.output / "engine",
         trust_remote_code=context.trust_remote_code,
+        arguments=context.engine_arguments,
     )
-    places = [(number, row) for number in waiting for row in range(len(shards[number]))]
+    journal = Journal(context.output / JOURNAL)
+    known = {(answer["id"], answer["sample"]): answer for answer in journal.records()}
+    for number in waiting:
+        shards[number] = [question | known.get((question["id"], question["sample"]), {}) for question in shards[number]]
+    places = [
+        (number, row)
+        for number in waiting
+        for row, question in enumerate(shards[number])
+        if "response_token_ids" not in question
+    ]
     requests = [
         _request(shards[number][row], regenerate, tokenizer.stop_ids, longest, context.config.seed)
         for number, row in places
     ]
-    unfinished = {number: len(shards[number]) for number in waiting}
+    unfinished = Counter(number for number, _ in places)
+    for number in waiting:
+        if not unfinished[number]:
+            _publish(shards[number], _file(context, number))
+    if not places:
+        return
     progress = _Progress(context, len(requests))
-    with generating(opening) as generate:
+    with journal, generating(opening) as generate:
         for answer in generate(requests):
             number, row = places[answer.number]
-            shards[number][row] |= _answered(shards[number][row], answer, tokenizer)
+            found = _answered(shards[number][row], answer, tokenizer)
+            journal.add({"id": shards[number][row]["id"], "sample": shards[number][row]["sample"], **found})
+            shards[number][row] |= found
             progress.add(len(answer.token_ids))
             unfinished[number] -= 1
             if not unfinished[number]:

@@ -1,44 +1,73 @@
-"""Tokens per second and latency of the served model, measured by GuideLLM: once for each variant."""
+"""Tokens per second, latency and acceptance of the served model, measured by GuideLLM: once for each variant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speculators.pipeline.step import Context, Estimate, Scope, Step, View
+from speculators.steps.speed import verifier_memory
 
 if TYPE_CHECKING:
     from speculators.recipe.shapes.recipe import Recipe
-    from speculators.recipe.shapes.verifier import VllmEngine
+    from speculators.recipe.shapes.verifier import Verifier
+    from speculators.verifiers.source import Obtained
 
-MODEL = "verifier"
-"""What the served model is called; the same for all variants, so that their requests are the same."""
+_SIZES = {"vocab_size": "vocabulary size", "hidden_size": "hidden size", "layers": "number of layers"}
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
     """One step for each variant of the recipe; none without a benchmark."""
     if recipe.eval.benchmark is None:
         return ()
-    return tuple(_step(variant.name) for variant in recipe.eval.benchmark.variants)
+    return tuple(
+        _step(variant.name, own_verifier(recipe, number), drafts=variant.uses_draft)
+        for number, variant in enumerate(recipe.eval.benchmark.variants)
+    )
 
 
-def _step(variant: str) -> Step:
-    drafts = variant == "speculator"
+def own_verifier(recipe: Recipe, number: int) -> Verifier | None:
+    """The verifier that variant `number` has in place of the recipe's; None: it has none."""
+    from msgspec.structs import replace
+
+    assert recipe.eval.benchmark is not None  # noqa: S101  it has variants
+    variant = recipe.eval.benchmark.variants[number]
+    if variant.verifier is None:
+        return None
+    return replace(recipe.verifier, model=variant.verifier, revision=variant.revision, random=None, sha256=None)
+
+
+def _step(variant: str, own: Verifier | None, *, drafts: bool) -> Step:
+    """`own` is not among what is read: its weights enter the key by their digest, wherever they lie; `drafts` enters it
+    by the inputs."""
+    reads = ("profile", "requests_per_level", "max_tokens")
     return Step(
         name=f"benchmark-{variant}",
-        version=1,
-        reads=("eval.benchmark", "verifier.dtype", "verifier.engine", "verifier.trust_remote_code", "seed"),
+        version=2,
+        reads=(
+            *(f"eval.benchmark.{name}" for name in reads),
+            *("verifier.dtype", "verifier.engine", "verifier.trust_remote_code", "seed"),
+        ),
         inputs=("verifier", "prompts", "checkpoint") if drafts else ("verifier", "prompts"),
-        run=_run(drafts),
-        external=_engine_version,
+        run=partial(measure_variant, own=own),
+        external=partial(_external, own=own),
         estimate=_estimate,
         machine_bound=True,
     )
 
 
-def _engine_version(config: View) -> Mapping[str, str]:
+def _external(config: View, own: Verifier | None) -> Mapping[str, str]:
+    """The digest of the variant's own verifier, and the engine's version."""
+    from speculators.verifiers.source import external_digest
+
+    found = {} if own is None else {"verifier": str(external_digest(own))}
+    return found | engine_version(config)
+
+
+def engine_version(config: View) -> dict[str, str]:
     """Another vLLM has another speed."""
     from speculators.errors import MachineError
     from speculators.recipe.shapes.verifier import VllmEngine
@@ -54,132 +83,61 @@ def _engine_version(config: View) -> Mapping[str, str]:
 
 
 def _estimate(scope: Scope) -> Estimate:
-    return Estimate(disk=2 << 20, memory=int(scope.facts.get("weight_bytes", 0) * 2) or None, seconds=None)
+    return Estimate(disk=2 << 20, memory=verifier_memory(scope), seconds=None)
 
 
-def _run(drafts: bool) -> Callable[[Context], None]:
-    def run(context: Context) -> None:
-        measure_variant(context, drafts=drafts)
+def measure_variant(context: Context, own: Verifier | None = None) -> None:
+    """Serve the variant, measure every point, write `benchmark.json` beside GuideLLM's own files."""
+    from speculators.evaluation.served_points import held_out_load, measure_served, slots
+    from speculators.evaluation.served_variant import Variant
+    from speculators.verifiers.source import read_verifier
 
-    return run
+    asked, verifier = context.config.eval.benchmark, read_verifier(context.inputs["verifier"])
+    load = held_out_load(context.inputs["prompts"], asked, context.config.seed)
+    replaced = None if own is None else obtain_own(own, verifier.directory, context)
+    served = Variant(
+        verifier=verifier.directory if replaced is None else replaced.directory,
+        checkpoint=context.inputs.get("checkpoint"),
+        dtype=context.config.verifier.dtype,
+        slots=slots(asked.profile, load.requests),
+        trust_remote_code=context.trust_remote_code,
+        engine_arguments=context.engine_arguments,
+    )
 
+    def tell(point: int, count: int, found: Mapping[str, Any]) -> None:
+        told = {name: found[name] for name in ("streams", "rate", "output_tokens_per_second")}
+        context.report.metric(point, {name: value for name, value in told.items() if value is not None})
+        context.report.progress(point, count, "points")
 
-def measure_variant(context: Context, *, drafts: bool) -> None:
-    """Serve the variant, measure every level, write `benchmark.json` beside GuideLLM's own files."""
-    import json
-
-    from speculators.evaluation.guidellm import measure
-    from speculators.evaluation.served_process import read_metrics, warm_up
-    from speculators.verifiers.source import verifier_directory
-
-    verifier = verifier_directory(context.inputs["verifier"])
-    load = _load(context)
-    levels: list[dict[str, Any]] = []
-    with _serving(context, verifier, max(load.levels), drafts=drafts) as url:
-        warm_up(url, MODEL, load.max_tokens)
-        for number, level in enumerate(load.levels):
-            folder = context.output if len(load.levels) == 1 else context.output / f"level-{level}"
-            before = read_metrics(url)
-            figures = measure(url, MODEL, verifier, load, folder, level)
-            figures.update(_acceptance(before, read_metrics(url)))
-            levels.append(figures)
-            context.report.metric(
-                level, {"streams": level, "output_tokens_per_second": figures["output_tokens_per_second"]}
-            )
-            context.report.progress(number + 1, len(load.levels), "levels")
-    result = {"max_tokens": load.max_tokens, "requests_per_level": load.requests, **levels[0], "levels": levels}
+    levels = measure_served(
+        served, context.config.verifier.engine, asked.profile, load, verifier.directory, context.output, tell
+    )
+    result = {
+        "verifier": None if replaced is None else {"source": replaced.source, "digest": replaced.digest},
+        "draft": served.checkpoint is not None,
+        "max_tokens": load.max_tokens,
+        "requests_per_level": load.requests,
+        **levels[0],
+        "levels": levels,
+    }
     (context.output / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(context: Context) -> Any:
-    import json
+def obtain_own(own: Verifier, recipes: Path, context: Context) -> Obtained:
+    """The variant's own verifier, fetched if need be; raises StepError unless it has the sizes of the recipe's."""
+    from speculators.errors import StepError
+    from speculators.verifiers.facts import VerifierFacts
+    from speculators.verifiers.source import obtain, read_verifier
 
-    from speculators.evaluation.guidellm import Load
-
-    asked = context.config.eval.benchmark
-    rows = map(json.loads, (context.inputs["prompts"] / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
-    prompts = [
-        row["messages"][-1]["content"] for row in rows if row["split"] == "holdout" and len(row["messages"]) == 1
-    ]
-    # One request of each category after the other, so that a few requests are as varied as many.
-    return Load(
-        kind=asked.profile.type,
-        levels=tuple(asked.profile.levels) if asked.profile.type == "concurrent" else (1,),
-        requests=asked.requests_per_level,
-        max_tokens=asked.max_tokens,
-        prompts=tuple(_spread_out(prompts, asked.requests_per_level)),
-        seed=context.config.seed,
-    )
-
-
-def _spread_out(prompts: list[str], count: int) -> list[str]:
-    """At most `count` prompts at even distances."""
-    taken = min(count, len(prompts))
-    return [prompts[number * len(prompts) // taken] for number in range(taken)]
-
-
-@contextmanager
-def _serving(context: Context, verifier: Path, streams: int, *, drafts: bool) -> Iterator[str]:
-    """The recipe's engine serving the variant; gives the base URL."""
-    from speculators.recipe.shapes.verifier import VllmEngine
-
-    engine = context.config.verifier.engine
-    if isinstance(engine, VllmEngine):
-        with _vllm(context, engine, verifier, drafts=drafts) as url:
-            yield url
-        return
-    from speculators.evaluation.served_process import served
-
-    arguments = [
-        str(context.inputs["checkpoint"] if drafts else verifier),
-        *("--model-name", MODEL),
-        *("--dtype", context.config.verifier.dtype),
-        *("--device", engine.device),
-        *("--slots", str(max(streams, 1))),
-    ]
-    if drafts:
-        arguments += ["--verifier", str(verifier)]
-    if engine.threads is not None:
-        arguments += ["--threads", str(engine.threads)]
-    if context.trust_remote_code:
-        arguments += ["--trust-remote-code"]
-    with served(arguments, context.output / "server.log") as url:
-        yield url
-
-
-@contextmanager
-def _vllm(context: Context, engine: VllmEngine, verifier: Path, *, drafts: bool) -> Iterator[str]:
-    import shutil
-    from dataclasses import replace
-
-    from speculators.engines.vllm.overridden import with_verifier
-    from speculators.engines.vllm.server import serve_arguments, server_options, vllm_servers
-
-    linked = context.output / "served"
-    shutil.rmtree(linked, ignore_errors=True)
-    options = replace(server_options(engine), replicas=1)
-    model = with_verifier(context.inputs["checkpoint"], verifier, linked) if drafts else verifier
-    arguments = serve_arguments(
-        model, context.config.verifier.dtype, options, trust_remote_code=context.trust_remote_code
-    )
-    with vllm_servers(arguments, options, context.output) as (url,):
-        yield url
-    shutil.rmtree(linked, ignore_errors=True)
-
-
-def _acceptance(before: str, after: str) -> dict[str, Any]:
-    """Acceptance length and conditional acceptance by position, from the server's counters around a measurement."""
-    from speculators.engines.prometheus import by_position, parse
-
-    counted = "spec_decode_num_drafts_total"
-    drafts = sum(parse(after).get(counted, [])) - sum(parse(before).get(counted, []))
-    if not drafts:
-        return {"acceptance_length": None, "positions": None}
-    name = "spec_decode_num_accepted_tokens_per_pos_total"
-    first, last = by_position(before, name), by_position(after, name)
-    accepted = [end - start for start, end in zip(first, last, strict=True)]
-    reached = [drafts, *accepted[:-1]]
-    return {
-        "acceptance_length": 1 + sum(accepted) / drafts,
-        "positions": [there / here if here else None for here, there in zip(reached, accepted, strict=True)],
-    }
+    artifact = context.output / "verifier"
+    artifact.mkdir(exist_ok=True)
+    obtain(own, artifact, tell=context.report.message)
+    found = read_verifier(artifact)
+    has, wanted = (VerifierFacts.from_directory(directory) for directory in (found.directory, recipes))
+    for name, words in _SIZES.items():
+        if getattr(has, name) != getattr(wanted, name):
+            raise StepError(
+                f"{found.source} has another {words} than the recipe's verifier, {getattr(has, name)} instead of "
+                f"{getattr(wanted, name)}; a variant is the same verifier in other weights"
+            )
+    return found

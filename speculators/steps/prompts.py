@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speculators.errors import StepError
 from speculators.pipeline.step import Context, Estimate, Scope, Step, View
+from speculators.steps.speed import verifier_memory
 
 if TYPE_CHECKING:
     from speculators.data.conversations import Conversation
@@ -36,7 +37,7 @@ def run(context: Context) -> None:
     for place, source in enumerate(data.sources):
         if source.synthesize is None:
             found += read_source(source, place, seed=seed, holdout=data.holdout)
-    clean = [item for item in found if not any(tokenizer.has_control_tokens(turn.content) for turn in item.messages)]
+    clean = [item for item in found if not any(tokenizer.has_control_tokens(turn.whole) for turn in item.messages)]
     if len(clean) < len(found):
         context.report.message(f"left out {len(found) - len(clean)} conversations that contain control tokens")
     for place, source in enumerate(data.sources):
@@ -63,10 +64,10 @@ def estimate(scope: Scope) -> Estimate:
     """Only synthesis takes time worth speaking of."""
     samples = sum(source.samples or 0 for source in scope.config.data.sources if source.synthesize)
     prompts = scope.facts.get("prompts")
-    memory = scope.facts.get("weight_bytes") if samples else 0
+    memory = verifier_memory(scope) if samples else 0
     return Estimate(
         disk=None if prompts is None else int(prompts * _BYTES_PER_PROMPT),
-        memory=None if memory is None else int(1.5 * memory),
+        memory=memory,
         seconds=5.0 + samples * _SECONDS_PER_DRAW,
     )
 
@@ -132,6 +133,7 @@ def _generating(context: Context, directory: Path) -> AbstractContextManager[Gen
             compute_dtype="bfloat16" if dtype == "float32" else None,
             scratch=context.output / "engine",
             trust_remote_code=context.trust_remote_code,
+            arguments=context.engine_arguments,
         )
     )
 

@@ -19,5 +19,6 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
     judged = ("acceptance",) if recipe.eval.acceptance else ()
     variants = recipe.eval.benchmark.variants if recipe.eval.benchmark else ()
     served = tuple(f"benchmark-{variant.name}" for variant in variants)
-    inputs = ("train", "checkpoint", *judged, *served)
+    made = "convert" if recipe.converts else "train"
+    inputs = (made, "checkpoint", *judged, *served)
     return (Step("report", version=1, reads=("name",), inputs=inputs, run=run, cached=False),)

@@ -74,7 +74,7 @@ def tokenize(record: dict[str, Any], tokenizer: ChatTokenizer, *, max_length: in
         ids = [*prompt, *response]
         mask = [int(train_on == "all")] * len(prompt) + [1] * len(response)
     else:
-        ids, mask = tokenizer.render_with_mask(record["messages"], train_on=train_on)
+        ids, mask = tokenizer.render_with_mask(record["messages"], train_on=train_on, tools=record.get("tools", ()))
     sample = f"/{record['sample']}" if record.get("sample") else ""
     return Document(
         id=f"{record['id']}{sample}",
@@ -119,5 +119,6 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
             inputs=("verifier", conversations),
             run=run,
             estimate=estimate,
+            uses_gpu=False,
         ),
     )

@@ -2,68 +2,227 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speculators.pipeline.step import Context, Estimate, Scope, Step
+from speculators.algorithms import load
+from speculators.errors import MachineError, UsageError
+from speculators.pipeline.digests import file_sha256
+from speculators.pipeline.machine import multiplies_bfloat16, visible_gpus
+from speculators.pipeline.step import Context, Estimate, Scope, Step, View
+from speculators.steps.hidden_states import reading_seconds, row_bytes
+from speculators.steps.speed import training_seconds, verifier_memory
 
 if TYPE_CHECKING:
     from speculators.recipe.shapes.recipe import Recipe
+    from speculators.training.batches import Course
+    from speculators.training.inputs import DescribedStates
+    from speculators.training.trackers import Tracker
 
-_OPTIMIZER_COPIES = 4  # weights, gradients and two moments, all float32
+_PROCESS_BYTES = 300 << 20  # Python, torch and what they load, before the first tensor
+_OPTIMIZER_COPIES = 4  # weights, gradients and two moments
+_BYTES_OF_ACTIVATIONS = 400  # of a token and a unit of the hidden size, where nobody has counted
 _SAVED_COPIES = 3  # the best draft, and one save with two moments
 
 
 def run(context: Context) -> None:
     """Write the best draft, its config, metrics and result; what a killed attempt saved is taken up again."""
+    from speculators.data.hidden_states import HiddenStates
+
+    if context.processes > 1 or context.nodes.count > 1 or context.sharding == "full":
+        _train_together(context)
+        return
+    _train(context, HiddenStates.open(context.inputs["hidden_states"]))
+
+
+def run_online(context: Context) -> None:
+    """The same, in one process, with states that are made meanwhile; nothing of them is left."""
+    from speculators.data.tokens import TokenDataset
+    from speculators.engines.states_wanted import states_wanted
+    from speculators.training.online import online_states
+    from speculators.training.validation import judged_documents
+
+    tokens = TokenDataset.open(context.inputs["tokens"])
+    wanted = states_wanted(context, tokens, context.config.algorithm.name)
+    with online_states(
+        wanted,
+        tokens,
+        judged_documents(tokens, context.config.train.validation),
+        buffer_tokens=context.config.data.hidden_states.buffer_tokens,
+        folder=context.output / "held-out",
+        report=context.report,
+    ) as states:
+        _train(context, states, states.begin)
+
+
+def _train(context: Context, states: DescribedStates, begin: Callable[[Course, int], None] | None = None) -> None:
     from speculators.training.inputs import Artifacts, open_inputs
     from speculators.training.loop import train
 
     artifacts = Artifacts(
-        verifier=context.inputs["verifier"],
-        tokens=context.inputs["tokens"],
-        hidden_states=context.inputs["hidden_states"],
-        vocabulary=context.inputs["vocabulary"],
+        verifier=context.inputs["verifier"], tokens=context.inputs["tokens"], vocabulary=context.inputs["vocabulary"]
     )
-    train(
-        open_inputs(
-            artifacts,
-            context.config.algorithm,
-            context.config.train,
-            seed=context.config.seed,
-            output=context.output,
-            report=context.report,
+    with _tracked(context) as tracker:
+        train(
+            open_inputs(
+                artifacts,
+                states,
+                context.config.algorithm,
+                context.config.train,
+                seed=context.config.seed,
+                output=context.output,
+                report=context.report,
+                begin=begin,
+                tracker=tracker,
+            )
         )
+
+
+def _train_together(context: Context) -> None:
+    from speculators.training.rank import Assignment
+    from speculators.training.together import train_together
+
+    inputs = {name: str(path) for name, path in context.inputs.items()}
+    assignment = Assignment(
+        verifier=inputs["verifier"],
+        tokens=inputs["tokens"],
+        vocabulary=inputs["vocabulary"],
+        states=inputs["hidden_states"],
+        output=str(context.output),
+        algorithm=context.config.algorithm,
+        options=context.config.train,
+        seed=context.config.seed,
+        is_sharded=context.sharding == "full",
+        first=context.nodes.number * context.processes,
+        meeting=f"tcp://{context.nodes.rendezvous}" if context.nodes.count > 1 else "",
     )
+    total = context.nodes.count * context.processes
+    if context.nodes.number > 0:  # the first node hears and tells everything
+        train_together(assignment, context.processes, total, context.report, None)
+        return
+    with _tracked(context) as tracker:
+        train_together(assignment, context.processes, total, context.report, tracker)
+
+
+def _tracked(context: Context) -> AbstractContextManager[Tracker]:
+    """Whom the training's figures are told, under the names of recipe and run."""
+    from speculators.training.trackers import Place
+    from speculators.training.tracking import named, tracking
+
+    place = Place(context.recipe_name, context.run_folder.name, context.run_folder)
+    return tracking(named(context.config.train.tracking), place, context.report)
+
+
+def external(config: View) -> Mapping[str, str]:
+    """The content of the checkpoint that training begins with, wherever it lies."""
+    given = config.train.initialize_from
+    if given is None:
+        return {}
+    directory = Path(given)
+    files = [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
+    if len(files) < 2 or not files[0].is_file():
+        raise UsageError(f"`train.initialize_from` is {given}, and there is no checkpoint with weights")
+    return {f"initialize_from/{file.name}": file_sha256(file) for file in files}
+
+
+def needs(config: View) -> None:
+    """The libraries of the trackers and of the optimizer that the recipe names."""
+    from speculators.recipe.shapes.train import AdamW8bit
+    from speculators.training.tracking import check_installed, named
+
+    check_installed(named(config.train.tracking))
+    if isinstance(config.train.optimizer, AdamW8bit) and find_spec("torchao") is None:
+        raise MachineError(
+            "`train.optimizer.type` is adamw8bit, which needs torchao, not installed here: "
+            'pip install "speculators[torchao]", or take full moments with --set train.optimizer.type=adamw'
+        )
 
 
 def estimate(scope: Scope) -> Estimate:
     """From the verifier's sizes, and the speed of an earlier training here when there was one."""
     facts, algorithm, options = scope.facts, scope.config.algorithm, scope.config.train
-    disk = memory = None
+    disk = seconds = None
+    tokens, speed = facts.get("tokens"), facts.get("training_tokens_per_second")
     if "hidden_size" in facts and "vocab_size" in facts:
         hidden, vocabulary = facts["hidden_size"], facts["vocab_size"]
-        layer = (11 * hidden + 3 * facts.get("intermediate_size", 4 * hidden)) * hidden * algorithm.layers
-        trained = layer + (algorithm.draft_vocab_size or vocabulary) * hidden
+        trained = load(algorithm.name, "config").trained_parameters(algorithm, facts)
         disk = int(4 * (vocabulary * hidden + _SAVED_COPIES * trained))
-        memory = int(
-            4 * (3 * vocabulary * hidden + _OPTIMIZER_COPIES * trained) + options.tokens_per_step * hidden * 400
-        )
-    tokens, speed = facts.get("tokens"), facts.get("training_tokens_per_second")
-    seconds = options.epochs * tokens / speed if tokens and speed else None
-    return Estimate(disk=disk, memory=memory, seconds=seconds)
+        if tokens:
+            seconds = training_seconds(scope, options.epochs * tokens, trained, algorithm.speculative_tokens)
+    if tokens and speed:
+        seconds = options.epochs * tokens / speed
+    return Estimate(disk=disk, memory=_memory(scope), seconds=seconds)
+
+
+def _memory(scope: Scope) -> int | None:
+    """Of the GPU where there is one; else the machine's, with what Python and its libraries take."""
+    from speculators.steps.training_memory import estimated
+
+    facts, algorithm, options = scope.facts, scope.config.algorithm, scope.config.train
+    if "hidden_size" not in facts or "vocab_size" not in facts:
+        return None
+    has_gpu = visible_gpus() > 0 or "gpu_speed" in facts
+    narrow = options.precision == "bfloat16" and (has_gpu or multiplies_bfloat16())
+    found = estimated(algorithm, options, facts, product=2 if narrow else 4)
+    if found is not None:
+        return found if has_gpu else found + _PROCESS_BYTES
+    hidden, vocabulary = facts["hidden_size"], facts["vocab_size"]
+    trained = load(algorithm.name, "config").trained_parameters(algorithm, facts)
+    tensors = 4 * (3 * vocabulary * hidden + _OPTIMIZER_COPIES * trained)
+    return int(tensors + options.tokens_per_step * hidden * _BYTES_OF_ACTIVATIONS)
+
+
+def estimate_online(scope: Scope) -> Estimate:
+    """What training takes, and the verifier beside it, which reads every document once an epoch."""
+    facts, options = scope.facts, scope.config.data.hidden_states
+    training, reading, row = estimate(scope), reading_seconds(scope), row_bytes(scope, scope.config.algorithm.name)
+    if training.disk is None or training.memory is None or row is None:
+        return training
+    judged = min(scope.config.train.validation.documents or math.inf, facts.get("holdout_documents", 0))
+    held_out = judged * facts.get("tokens", 0) / facts.get("documents", 1)
+    seconds = None
+    if training.seconds is not None and reading is not None:
+        seconds = training.seconds + scope.config.train.epochs * reading
+    return Estimate(
+        disk=training.disk + int(row * held_out),
+        memory=training.memory + (verifier_memory(scope) or 0) + int(row * options.buffer_tokens),
+        seconds=seconds,
+    )
 
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
-    """Training; with `data.hidden_states.keep: until_trained` the states go once the draft is published."""
-    releases = ("hidden_states",) if recipe.data.hidden_states.keep == "until_trained" else ()
+    """Training on stored states, or on states that the verifier makes meanwhile (`data.hidden_states.mode`).
+
+    With `data.hidden_states.keep: until_trained` stored states go once the draft is published.
+    """
+    options = recipe.data.hidden_states
+    offline = Step(
+        "train",
+        version=recipe.algorithm.train_version,
+        reads=("algorithm", "train", "seed"),
+        inputs=("verifier", "tokens", "hidden_states", "vocabulary"),
+        run=run,
+        external=external,
+        estimate=estimate,
+        needs=needs,
+        spans_nodes=True,
+        releases=("hidden_states",) if options.keep == "until_trained" else (),
+    )
+    if options.mode == "offline":
+        return (offline,)
     return (
-        Step(
-            "train",
-            version=1,
-            reads=("algorithm", "train", "seed"),
-            inputs=("verifier", "tokens", "hidden_states", "vocabulary"),
-            run=run,
-            estimate=estimate,
-            releases=releases,
+        replace(
+            offline,
+            reads=(*offline.reads, "data.hidden_states", "verifier.dtype", "verifier.engine"),
+            inputs=("verifier", "tokens", "vocabulary"),
+            run=run_online,
+            estimate=estimate_online,
+            spans_nodes=False,
+            releases=(),
         ),
     )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from speculators.pipeline.step import Context, Estimate, Scope, Step, View
 from speculators.verifiers.source import external_digest, known_facts, obtain, parse_source
+
+if TYPE_CHECKING:
+    from speculators.recipe.shapes.recipe import Recipe
 
 _CONVERSION_SECONDS = 30.0
 _UNPACKED_PER_GGUF_BYTE = 8  # four bits become float32
@@ -34,6 +38,14 @@ def estimate(scope: Scope) -> Estimate:
     return Estimate(disk=size, memory=size, seconds=_CONVERSION_SECONDS)
 
 
+def steps(recipe: Recipe) -> tuple[Step, ...]:
+    """No step in a recipe that only converts a draft for a model of the hub: it fetches what it needs of that one."""
+    from speculators.steps.convert import lends_from_hub
+
+    judged = recipe.eval.acceptance is not None or recipe.eval.benchmark is not None
+    return () if recipe.converts and not judged and lends_from_hub(recipe) else (STEP,)
+
+
 STEP = Step(
     "verifier",
     version=1,
@@ -41,4 +53,5 @@ STEP = Step(
     run=run,
     external=external,
     estimate=estimate,
+    uses_gpu=False,
 )

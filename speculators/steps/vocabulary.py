@@ -11,10 +11,9 @@ def run(context: Context) -> None:
     from speculators.data.vocabulary import Coverage, DraftVocabulary, covered, membership, most_frequent, offsets
 
     tokens = TokenDataset.open(context.inputs["tokens"])
-    size = context.config.algorithm.draft_vocab_size
+    size = getattr(context.config.algorithm, "draft_vocab_size", None)  # some always have the whole vocabulary
     if size is None:
-        whole = DraftVocabulary(tokens.vocab_size, tokens.vocab_size, None, None, Coverage(1.0, 1.0))
-        whole.save(context.output)
+        DraftVocabulary.whole(tokens.vocab_size).save(context.output)
         return
     counts = tokens.loss_counts()
     kept = most_frequent(counts, size, always=tokens.origin.special_ids)
@@ -30,4 +29,12 @@ def run(context: Context) -> None:
     context.report.metric(0, {"coverage": coverage.train, "coverage_holdout": coverage.holdout})
 
 
-STEP = Step("vocabulary", version=1, reads=("algorithm.draft_vocab_size",), inputs=("tokens",), run=run, light=True)
+STEP = Step(
+    "vocabulary",
+    version=1,
+    reads=("algorithm.draft_vocab_size",),
+    inputs=("tokens",),
+    run=run,
+    light=True,
+    uses_gpu=False,
+)

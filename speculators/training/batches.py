@@ -14,10 +14,13 @@ from speculators.data.tokens import TokenDataset
 
 
 class States(Protocol):
-    """The verifier's states, by document (`data/hidden_states.py`)."""
+    """The verifier's states, by document: stored (`data/hidden_states.py`) or made just now (`training/online.py`)."""
 
     def document(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`aux` [length, A*h], `last` [length, h] and `argmax` int [length] of one document, as memory maps."""
+        """`aux` [length, A*h], `last` [length, h] and `argmax` int [length] of one document.
+
+        Training documents are asked for in the course's order, held-out ones whenever they are judged.
+        """
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,20 @@ class TrainingData:
     device: torch.device | str = "cpu"
 
     def batch(self, documents: Sequence[int]) -> Batch:
-        """The documents packed one after another."""
+        """The documents packed one after another; none of them are an empty batch."""
+        if not documents:
+            nothing = torch.empty(0)
+            return Batch((), nothing.long(), nothing.bool(), aux=nothing, last=nothing, argmax=nothing.long())
         texts = [self.tokens.document(number) for number in documents]
         states = [self.states.document(number) for number in documents]
+        move = _to_gpu if torch.device(self.device).type == "cuda" else torch.Tensor.to
         return Batch(
             lengths=tuple(len(ids) for ids, _ in texts),
-            input_ids=torch.cat([ids for ids, _ in texts]).to(self.device),
+            input_ids=move(torch.cat([ids for ids, _ in texts]), self.device),
             loss_mask=torch.cat([mask for _, mask in texts]),
-            aux=torch.cat([aux for aux, _, _ in states]).to(self.device),
-            last=torch.cat([last for _, last, _ in states]).to(self.device),
-            argmax=torch.cat([argmax for _, _, argmax in states]).long().to(self.device),
+            aux=move(torch.cat([aux for aux, _, _ in states]), self.device),
+            last=move(torch.cat([last for _, last, _ in states]), self.device),
+            argmax=move(torch.cat([argmax for _, _, argmax in states]).long(), self.device),
         )
 
     def in_order(self, documents: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -76,3 +83,12 @@ class Course:
             batches.extend(tuple(documents[place] for place in group) for group in packed)
             ends.append(len(batches))
         return cls(tuple(batches), tuple(ends))
+
+
+def _to_gpu(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copied by the GPU itself, which needs memory that stays in place, while this thread goes on.
+
+    The copy is queued before whatever uses it, on the same stream.
+    """
+    with torch.cuda.device(torch.device(device)):
+        return tensor.pin_memory().to(device, non_blocking=True)

@@ -19,9 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from speculators.algorithms.base import Measured
+from speculators.training.divided_saves import read_parts, write_parts
 from speculators.training.optimizers import Optimizer
+from speculators.training.ranks import ALONE, Ranks
+from speculators.training.sharding import divided_like, whole
 
 _PREFIX = "step-"
+_PARTS = "parts"
+"""The directory in a save of a draft that was divided among processes (`training/divided_saves.py`)."""
 
 
 @dataclass
@@ -33,6 +38,8 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     """Time in optimizer steps, over all attempts."""
+    waited: float = 0.0
+    """Seconds of that time in which the next batch was not yet there."""
     validated: int = 0
     """The step of the last validation."""
     best: dict[str, float] = field(default_factory=dict)
@@ -45,17 +52,30 @@ class Progress:
     """Length of the metrics file; what a killed attempt wrote after its last save is cut off."""
 
 
-def save(folder: Path, network: nn.Module, optimizer: Optimizer, progress: Progress, *, keep: int) -> Path:
-    """Write `folder`/step-NNNNNN and remove all but the newest `keep`; a crash at any moment leaves a whole one."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(
+    folder: Path, network: nn.Module, optimizer: Optimizer, progress: Progress, *, keep: int, ranks: Ranks = ALONE
+) -> Path:
+    """Write `folder`/step-NNNNNN and remove all but the newest `keep`; a crash at any moment leaves a whole one.
+
+    Every process has to call it when the draft is divided, and the first alone otherwise.
+    """
     place = folder / f"{_PREFIX}{progress.step:06d}"
     partial = folder / f".{place.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(trained_parameters(network), partial / "parameters.safetensors")
-    torch.save(optimizer.state(), partial / "optimizer.pt")
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    if ranks.is_sharded:
+        ranks.any(False)  # the directory is there
+        write_parts(partial / _PARTS, network, optimizer)
+        ranks.any(False)  # every part is
+        if not ranks.is_first:
+            return place
+    else:
+        save_file(trained_parameters(network), partial / "parameters.safetensors")
+        torch.save(optimizer.state(), partial / "optimizer.pt")
     (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    for file in partial.iterdir():
+    for file in partial.rglob("*"):
         _to_disk(file)
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
@@ -70,8 +90,11 @@ def restore(folder: Path, network: nn.Module, optimizer: Optimizer) -> Progress:
     found = saves(folder)
     if not found:
         return Progress()
-    load_trained(network, load_file(found[-1] / "parameters.safetensors"))
-    optimizer.load(torch.load(found[-1] / "optimizer.pt", weights_only=True))
+    if (found[-1] / _PARTS).is_dir():
+        read_parts(found[-1] / _PARTS, network, optimizer)
+    else:
+        load_trained(network, load_file(found[-1] / "parameters.safetensors"))
+        optimizer.load(torch.load(found[-1] / "optimizer.pt", weights_only=True))
     record: dict[str, Any] = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
     record["window"] = {name: (total, count) for name, (total, count) in record["window"].items()}
     return Progress(**record)
@@ -82,10 +105,16 @@ def saves(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
 
 
-def save_best(file: Path, network: nn.Module) -> None:
-    """Write all parameters and buffers of the draft, its frozen ones too, replacing `file` at once."""
+def save_best(file: Path, network: nn.Module, *, writes: bool = True) -> None:
+    """Write all parameters and buffers of the draft, its frozen ones too, replacing `file` at once.
+
+    Every process has to call it when the draft is divided; only the one that `writes` does.
+    """
+    tensors = {name: whole(tensor.detach()).contiguous() for name, tensor in network.state_dict().items()}
+    if not writes:
+        return
     partial = file.with_name(f".{file.name}.partial")
-    save_file({name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}, partial)
+    save_file(tensors, partial)
     _to_disk(partial)
     partial.replace(file)
 
@@ -104,7 +133,7 @@ def load_trained(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(tensors[name])
+                parameter.copy_(divided_like(tensors[name].to(parameter.device), parameter))
 
 
 def _to_disk(path: Path) -> None:

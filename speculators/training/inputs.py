@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from speculators.algorithms import load
 from speculators.algorithms.base import Objective
-from speculators.data.hidden_states import HiddenStates
+from speculators.algorithms.building import build_objective
 from speculators.data.tokens import TokenDataset
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import ArtifactMismatch
+from speculators.layers.products import product_dtype
 from speculators.pipeline.step import Reporter
 from speculators.recipe.shapes.recipe import Algorithm
 from speculators.recipe.shapes.train import Train
-from speculators.training.batches import TrainingData
+from speculators.training.batches import Course, States, TrainingData
+from speculators.training.beginning import begin_with
+from speculators.training.execution import apply_execution
 from speculators.training.loop import Silent, TrainingInputs
+from speculators.training.ranks import ALONE, Ranks
+from speculators.training.sharding import ShardedObjective
+from speculators.training.trackers import Tracker
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.source import read_verifier
 from speculators.verifiers.weights import VerifierWeights
@@ -32,49 +37,68 @@ class Artifacts:
 
     verifier: Path
     tokens: Path
-    hidden_states: Path
     vocabulary: Path
+
+
+class DescribedStates(States, Protocol):
+    """States that say what they are."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What stands in `states.json` of stored states."""
 
 
 def open_inputs(
     artifacts: Artifacts,
+    states: DescribedStates,
     algorithm: Algorithm,
     options: Train,
     *,
     seed: int,
     output: Path,
     report: Reporter | None = None,
+    begin: Callable[[Course, int], None] | None = None,
+    tracker: Tracker | None = None,
     device: torch.device | str | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingInputs:
-    """Open the artifacts and build the draft, freshly initialised from `seed`.
+    """Open the artifacts and build the draft, freshly initialised from `seed` or as in a checkpoint.
 
-    `device` None is a GPU where there is one. Raises ArtifactMismatch when the states were not made by this verifier,
-    with this tokenizer and chat template, at the layers that the algorithm wants, or for these tokens.
+    `device` None is a GPU where there is one; `begin`, `tracker` and `ranks` are `TrainingInputs`' own. Raises
+    ArtifactMismatch when the states were not made by this verifier, with this tokenizer and chat template, at the
+    layers that the algorithm wants, or for these tokens.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     verifier = read_verifier(artifacts.verifier)
     facts = VerifierFacts.from_directory(verifier.directory)
     tokens = TokenDataset.open(artifacts.tokens)
     vocabulary = DraftVocabulary.open(artifacts.vocabulary)
-    record = json.loads((artifacts.hidden_states / "states.json").read_text(encoding="utf-8"))
-    check_states(record, tokens, algorithm, hidden_size=facts.hidden_size, verifier_digest=verifier.digest)
+    layers = load(algorithm.name, "config").verifier_layers(algorithm, facts.layers)
+    check_states(states.record, tokens, layers, hidden_size=facts.hidden_size, verifier_digest=verifier.digest)
     if vocabulary.verifier_vocab_size not in (tokens.vocab_size, facts.vocab_size):
         raise ArtifactMismatch(
             f"the draft vocabulary was made for a verifier of {vocabulary.verifier_vocab_size} tokens, "
             f"this one has {facts.vocab_size}"
         )
-    build = load(str(type(algorithm).__struct_config__.tag), "objective").build_objective
-    objective: Objective = build(
+    report = report or Silent()
+    asked = getattr(torch, options.precision)
+    if product_dtype(asked, place) != asked:
+        report.message(f"this processor has no units for {options.precision}; products are taken in float32")
+    objective: Objective = build_objective(
         algorithm,
         facts,
         VerifierWeights.read(verifier.directory),
         vocabulary,
-        aux_layers=record["layer_ids"],
+        aux_layers=states.record["layer_ids"],
         precision=options.precision,
         seed=seed,
         device=place,
     )
-    states = HiddenStates.open(artifacts.hidden_states)
+    if options.initialize_from is not None:
+        begin_with(objective.network, Path(options.initialize_from))
+    apply_execution(objective, options.execution, report)
+    if ranks.is_sharded:
+        objective = ShardedObjective(objective, ranks)
     return TrainingInputs(
         objective=objective,
         data=TrainingData(tokens, states, place),
@@ -82,17 +106,25 @@ def open_inputs(
         seed=seed,
         output=output,
         draft=objective.draft_config(),
-        report=report or Silent(),
+        report=report,
+        begin=begin,
+        ranks=ranks,
+        tracker=tracker,
     )
 
 
 def check_states(
-    record: Mapping[str, Any], tokens: TokenDataset, algorithm: Algorithm, *, hidden_size: int, verifier_digest: str
+    record: Mapping[str, Any],
+    tokens: TokenDataset,
+    layers: tuple[int, ...],
+    *,
+    hidden_size: int,
+    verifier_digest: str,
 ) -> None:
     """Raise ArtifactMismatch, naming what differs, when `record` (states.json) does not fit everything else."""
     problems = []
-    if algorithm.aux_layers != "auto" and tuple(record["layer_ids"]) != tuple(algorithm.aux_layers):
-        wanted, found = list(algorithm.aux_layers), list(record["layer_ids"])
+    if tuple(record["layer_ids"]) != layers:
+        wanted, found = list(layers), list(record["layer_ids"])
         problems.append(f"layers: `algorithm.aux_layers` is {wanted}, the states are of {found}")
     if record["last"] != "pre_norm":
         problems.append(f"last state: it must be from before the final norm (pre_norm), this one is {record['last']}")

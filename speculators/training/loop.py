@@ -1,36 +1,45 @@
 """The training loop: batches in, steps of the optimizer, validation now and then, saves to go on from.
 
 Everything that could differ between an interrupted and an uninterrupted training is a function of the seed and the
-number of steps done, so the two end in the same bits.
+number of steps done, so the two end in the same bits. Several processes do together what one would do, but for the
+order of sums (`training/ranks.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
-from speculators.algorithms.base import Objective, add_measured, divided
+from speculators.algorithms.base import Batch, Noise, Objective, add_measured, divided, summed
+from speculators.pipeline.machine import peak_memory
 from speculators.pipeline.step import Reporter
 from speculators.recipe.shapes.train import Train
 from speculators.training import checkpointing
+from speculators.training.ahead import Ahead
 from speculators.training.batches import Course, TrainingData
 from speculators.training.optimizers import Optimizer
+from speculators.training.ranks import ALONE, Ranks
 from speculators.training.schedules import rate
-from speculators.training.validation import validate
+from speculators.training.shares import share
+from speculators.training.stop_signals import StopSignals
+from speculators.training.trackers import Tracker
+from speculators.training.validation import judged_documents, validate
 
 LOG_STEPS = 10
 """Optimizer steps behind each line of metrics."""
+
+_Share = tuple[list[int], Batch]
+"""Numbers of documents, and the documents."""
 
 
 class Silent:
@@ -55,6 +64,12 @@ class TrainingInputs:
     draft: Mapping[str, Any] = field(default_factory=dict)
     """The draft's part of config.json, written as draft.json."""
     report: Reporter = field(default_factory=Silent)
+    begin: Callable[[Course, int], None] | None = None
+    """Called before the first batch with the course and how many of its batches are done; the others are asked for."""
+    ranks: Ranks = ALONE
+    """The processes that train this draft together, all with the same inputs; only the first one writes."""
+    tracker: Tracker | None = None
+    """Told every figure that is logged; after an interruption, those since the last save a second time."""
 
 
 def train(inputs: TrainingInputs) -> dict[str, Any]:
@@ -62,75 +77,119 @@ def train(inputs: TrainingInputs) -> dict[str, Any]:
 
     Writes `model.safetensors` (the draft with the best walk estimate on held-out documents; the last one when none are
     held out), `draft.json`, `metrics.jsonl` and `result.json`, whose content is returned. On SIGTERM or SIGINT the
-    state is saved and KeyboardInterrupt raised.
+    state is saved and KeyboardInterrupt raised, in every process when one of them is asked.
     """
-    with _StopSignals() as stop:
+    with StopSignals() as stop:
         return _Training(inputs, stop).run()
 
 
 class _Training:
-    def __init__(self, inputs: TrainingInputs, stop: _StopSignals) -> None:
+    def __init__(self, inputs: TrainingInputs, stop: StopSignals) -> None:
         options, tokens = inputs.options, inputs.data.tokens
-        self.inputs, self.stop = inputs, stop
+        self.inputs, self.stop, self.ranks = inputs, stop, inputs.ranks
         self.network = inputs.objective.network
         self.optimizer = Optimizer(self.network, options.optimizer)
         self.course = Course.plan(tokens, epochs=options.epochs, budget=options.tokens_per_step, seed=inputs.seed)
-        self.holdout = tokens.holdout_documents[: options.validation.documents]
+        self.holdout = judged_documents(tokens, options.validation)
         self.total_tokens = options.epochs * int(tokens.lengths[tokens.train_documents].sum())
         self.saves = inputs.output / "checkpoints"
         self.metrics = inputs.output / "metrics.jsonl"
         self.progress = checkpointing.restore(self.saves, self.network, self.optimizer)
-        self.metrics.touch()
-        os.truncate(self.metrics, self.progress.metrics_bytes)
+        if self.ranks.is_first:
+            self.metrics.touch()
+            os.truncate(self.metrics, self.progress.metrics_bytes)
+        else:
+            self.progress.window = {}  # the first has it for all
+        self.ranks.any(False)  # nobody saves or removes anything before all have read
 
     def run(self) -> dict[str, Any]:
         steps, progress = len(self.course.batches), self.progress
         if progress.step:
             self.inputs.report.message(f"going on after step {progress.step} of {steps}")
+        if self.inputs.begin is not None:
+            self.inputs.begin(self.course, progress.step)
+        with closing(Ahead(self._read, range(progress.step, steps))) as ahead:
+            self._train(ahead, steps)
+        return self._finish()
+
+    def _train(self, ahead: Ahead[int, _Share], steps: int) -> None:
+        progress = self.progress
         while True:
             if self._validation_is_due():
                 self._validate()
             if progress.step == steps:
-                return self._finish()
-            self._step(steps)
+                return
+            self._step(ahead, steps)
             self._log(steps)
-            if self.stop.asked:
-                self._save_and_stop()
+            self._stop_if_asked()
             if progress.step % self.inputs.options.checkpoint.every == 0 and progress.step < steps:
                 self._save()
 
-    def _step(self, steps: int) -> None:
-        """One batch, forward, backward, and the optimizer."""
+    def _read(self, step: int) -> _Share:
+        """This process's part of the batch of one step; called ahead, in a thread of its own."""
+        data = self.inputs.data
+        own = share(data.tokens, self.course.batches[step], self.ranks)
+        return own, data.batch(own)
+
+    def _step(self, ahead: Ahead[int, _Share], steps: int) -> None:
+        """One batch, forward, backward, and the optimizer; each process has its share of the documents."""
         clock, progress, options = time.perf_counter(), self.progress, self.inputs.options
-        batch = self.inputs.data.batch(self.course.batches[progress.step])
-        evaluation = self.inputs.objective.evaluate(batch, _noise(self.inputs.seed, progress.step))
-        if evaluation.measured:  # else no document of the batch has anything to learn from
+        tokens, documents = self.inputs.data.tokens, self.course.batches[progress.step]
+        own, batch = ahead.take()
+        waited = time.perf_counter() - clock
+        noise = _noise(self.inputs.seed, progress.step, own)
+        evaluation = self.inputs.objective.evaluate(batch, noise, self.ranks.total)
+        if evaluation.measured or self.ranks.is_sharded:
             evaluation.loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks.any(bool(evaluation.measured)):  # else no document of the batch has anything to learn from
+            self.ranks.sum_gradients(self.network.parameters())
             norm = self.optimizer.step(rate(options.schedule, progress.step, steps), options.gradient_clip)
-            add_measured(progress.window, {**evaluation.measured, "gradient_norm": (norm, 1.0)})
+            add_measured(progress.window, evaluation.measured)
+            self._note(gradient_norm=(norm, 1.0))
+        else:
+            self.optimizer.forget()
         progress.step += 1
-        progress.tokens += batch.tokens
+        size = int(tokens.lengths[list(documents)].sum())
+        progress.tokens += size
         spent = time.perf_counter() - clock
         progress.seconds += spent
-        add_measured(progress.window, {"tokens_per_second": (float(batch.tokens), spent)})
+        progress.waited += waited
+        self._note(tokens_per_second=(float(size), spent), data_wait=(waited, spent))
+
+    def _note(self, **figures: tuple[float, float]) -> None:
+        """Figures of a whole step: every process has them, and adds its part."""
+        parts = self.ranks.count
+        shared = {name: (value / parts, count / parts) for name, (value, count) in figures.items()}
+        add_measured(self.progress.window, shared)
 
     def _log(self, steps: int) -> None:
-        """Tell the figures of the last steps, all divided only now."""
+        """Tell the figures of the last steps, all summed over the processes and divided only now."""
         progress = self.progress
         self.inputs.report.progress(progress.tokens, self.total_tokens, "tokens")
         if progress.step % LOG_STEPS and progress.step != steps:
             return
         learning_rate = rate(self.inputs.options.schedule, progress.step - 1, steps)
         learning_rate *= self.inputs.options.optimizer.learning_rate
-        self._write(divided(progress.window) | {"learning_rate": learning_rate})
+        self._gather_window()
+        memory = _most_memory(self.network)
+        self._write(divided(progress.window) | {"learning_rate": learning_rate, "memory": memory})
         progress.window = {}
 
+    def _gather_window(self) -> None:
+        """Give the figures of all processes since the last line of metrics to the first."""
+        windows = self.ranks.gathered(self.progress.window)
+        self.progress.window = summed(windows) if self.ranks.is_first else {}
+
     def _write(self, values: Mapping[str, float]) -> None:
+        if not self.ranks.is_first:
+            return
         line = json.dumps({"at": self.progress.step, **values}) + "\n"
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(line)
         self.progress.metrics_bytes += len(line.encode())
         self.inputs.report.metric(self.progress.step, values)
+        if self.inputs.tracker is not None:
+            self.inputs.tracker.log(self.progress.step, values)
 
     def _validation_is_due(self) -> bool:
         """Whether this step ends an epoch (or `every` steps, or everything) and has not been judged."""
@@ -147,7 +206,8 @@ class _Training:
             self.inputs.data,
             self.holdout,
             budget=self.inputs.options.tokens_per_step,
-            between=lambda: self._save_and_stop() if self.stop.asked else None,
+            ranks=self.ranks,
+            between=self._stop_if_asked,
         ).figures()
         progress = self.progress
         progress.validated = progress.step
@@ -155,20 +215,30 @@ class _Training:
         self._write({f"holdout_{name}": value for name, value in found.items()})
         if not progress.best or _merit(progress.last) > _merit(progress.best):
             progress.best = progress.last
-            checkpointing.save_best(self.inputs.output / "model.safetensors", self.network)
+            self._keep_draft()
+
+    def _keep_draft(self) -> None:
+        if self.ranks.is_first or self.ranks.is_sharded:
+            file = self.inputs.output / "model.safetensors"
+            checkpointing.save_best(file, self.network, writes=self.ranks.is_first)
 
     def _save(self) -> None:
+        self._gather_window()
         keep = self.inputs.options.checkpoint.keep
-        checkpointing.save(self.saves, self.network, self.optimizer, self.progress, keep=keep)
+        if self.ranks.is_first or self.ranks.is_sharded:
+            saved = self.saves, self.network, self.optimizer, self.progress
+            checkpointing.save(*saved, keep=keep, ranks=self.ranks)
 
-    def _save_and_stop(self) -> None:
-        self._save()
-        raise KeyboardInterrupt
+    def _stop_if_asked(self) -> None:
+        if self.ranks.any(self.stop.asked):
+            self._save()
+            self.ranks.any(False)  # who ends first must not take the others down before the save is whole
+            raise KeyboardInterrupt
 
     def _finish(self) -> dict[str, Any]:
         progress, output = self.progress, self.inputs.output
         if not progress.best:
-            checkpointing.save_best(output / "model.safetensors", self.network)
+            self._keep_draft()
         result = {
             "best": _described(progress.best),
             "final": _described(progress.last),
@@ -176,40 +246,29 @@ class _Training:
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 3),
             "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,
+            "data_wait": round(progress.waited / progress.seconds, 4) if progress.seconds else None,
         }
-        (output / "draft.json").write_text(json.dumps(self.inputs.draft, indent=2) + "\n", encoding="utf-8")
-        (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(self.saves, ignore_errors=True)
+        if self.ranks.is_first:
+            (output / "draft.json").write_text(json.dumps(self.inputs.draft, indent=2) + "\n", encoding="utf-8")
+            (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(self.saves, ignore_errors=True)
         return result
 
 
-class _StopSignals:
-    """Notes SIGTERM and SIGINT instead of breaking off in the middle of a step; a second one does break off."""
+def _noise(seed: int, step: int, documents: Sequence[int]) -> Noise:
+    """The feature noise of one step: a document's is the same whenever, and in whichever process, it is drawn."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
+    def generator(place: int) -> torch.Generator:
+        chance = random.Random(f"{seed}/{step}/{documents[place]}")  # noqa: S311  not for secrets
+        return torch.Generator().manual_seed(chance.getrandbits(63))
 
-    def __enter__(self) -> _StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    return generator
 
 
-def _noise(seed: int, step: int) -> torch.Generator:
-    """The generator of one step's feature noise: the same whenever that step is taken."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))
+def _most_memory(network: torch.nn.Module) -> int:
+    """The most bytes held so far: of the GPU's memory where the draft is on one, else of the machine's."""
+    device = next(network.parameters()).device
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def _merit(figures: Mapping[str, float]) -> tuple[float, float]:

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from speculators.algorithms.base import Measured, Objective, add_measured, divided
+from speculators.algorithms.base import Measured, Objective, add_measured, divided, summed
+from speculators.data.tokens import TokenDataset
+from speculators.recipe.shapes.train import Validation as ValidationOptions
 from speculators.training.batches import TrainingData
+from speculators.training.ranks import ALONE, Ranks
+from speculators.training.shares import share
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Validation:
         return found | {f"walk_{place}": value for place, value in rates if value is not None}
 
 
+def judged_documents(tokens: TokenDataset, options: ValidationOptions) -> list[int]:
+    """Numbers of the held-out documents that are judged."""
+    return tokens.holdout_documents[: options.documents]
+
+
 @torch.no_grad()
 def validate(
     objective: Objective,
@@ -105,27 +114,30 @@ def validate(
     documents: Sequence[int],
     *,
     budget: int,
+    ranks: Ranks = ALONE,
     between: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Judge the draft on `documents`, in batches of `budget` tokens.
+    """Judge the draft on `documents`, in batches of `budget` tokens; processes divide them and get the same figures.
 
     `between` is called after every batch; what it raises ends the validation.
     """
     measured: Measured = {}
     steps = objective.steps
-    total = nowhere(steps)
+    own = nowhere(steps)
     for group in data.in_order(documents, budget):
-        batch = data.batch(group)
-        evaluation = objective.evaluate(batch)
+        mine = share(data.tokens, group, ranks)
+        batch = data.batch(mine)
+        evaluation = objective.evaluate(batch, total=ranks.total)
         add_measured(measured, evaluation.measured)
         lengths = torch.zeros(batch.tokens, dtype=torch.int64)
         lengths[evaluation.accepted.newest] = evaluation.accepted.lengths
         start = 0
-        for number, length in zip(group, batch.lengths, strict=True):
-            total += document_walk(data, number, lengths[start : start + length].tolist(), steps)
+        for number, length in zip(mine, batch.lengths, strict=True):
+            own += document_walk(data, number, lengths[start : start + length].tolist(), steps)
             start += length
         between()
-    return Validation(measured, total)
+    found = ranks.gathered((measured, own))
+    return Validation(summed(part for part, _ in found), sum((part for _, part in found), nowhere(steps)))
 
 
 def document_walk(data: TrainingData, number: int, accepted_lengths: Sequence[int], steps: int) -> Walk:

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from speculators.errors import UsageError
+from speculators.verifiers.families import plain_attention, text_config
 
 # Rotary settings of transformers 4, and older ones still found in published configs; version 5 keeps them in one table.
 _OLD_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
+_DRAFT_ROPE = ("default", "linear", "llama3", "yarn")
+
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second is compressed-tensors' older name
+
+_MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+_MTP_WITHOUT_KEY = ("qwen3_next",)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,12 @@ class VerifierFacts:
     """The shape of a verifier, with the names of transformers' configs spelled out.
 
     `rope` always has transformers 5's form, `{"rope_type": ..., "rope_theta": ..., ...}`. `eos_token_ids` joins what
-    config.json and generation_config.json name. `weight_bytes` is 0 when no safetensors file is there.
+    config.json and generation_config.json name. `weight_bytes` is 0 when no safetensors file is there;
+    `active_weight_bytes` is what of it a token meets, less where a layer's experts share the work. The heads are
+    those of an ordinary attention layer of the same width where the model's are of another kind
+    (`families.plain_attention`). `experts` is how many of them a layer with experts has, `experts_per_token` how many
+    of these a token meets; 0 and 0 where there are none. `mtp_layers` counts the
+    multi-token-prediction heads that the config promises.
     """
 
     model_type: str
@@ -41,6 +53,11 @@ class VerifierFacts:
     eos_token_ids: tuple[int, ...]
     rope: Mapping[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
+    is_quantized: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    active_weight_bytes: int = 0
+    mtp_layers: int = 0
 
     @classmethod
     def from_directory(cls, directory: Path) -> VerifierFacts:
@@ -51,9 +68,12 @@ class VerifierFacts:
         config = _read_json(directory / "config.json")
         generation_file = directory / "generation_config.json"
         generation = _read_json(generation_file) if generation_file.is_file() else {}
-        return cls.from_config(
+        facts = cls.from_config(
             config, generation=generation, weight_bytes=weight_bytes(directory), where=str(directory / "config.json")
         )
+        idle = 1 - facts.experts_per_token / facts.experts if facts.experts else 0.0
+        active = facts.weight_bytes - int(idle * weight_bytes(directory, ".experts.")) if idle else facts.weight_bytes
+        return replace(facts, active_weight_bytes=active)
 
     @classmethod
     def from_config(
@@ -62,10 +82,11 @@ class VerifierFacts:
         *,
         generation: Mapping[str, Any] | None = None,
         weight_bytes: int = 0,
+        active_weight_bytes: int = 0,
         where: str = "config.json",
     ) -> VerifierFacts:
         """The facts of a config already read; `where` names it in messages."""
-        text = config.get("text_config") or config  # models with images keep the decoder one level down
+        text = text_config(config)
 
         def size(*names: str, otherwise: int | None = None) -> int:
             for name in names:
@@ -75,32 +96,42 @@ class VerifierFacts:
                 raise UsageError(f"{where} has no `{names[0]}`: it is not the config of a decoder language model")
             return otherwise
 
+        model_type = str(text["model_type"])
         hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+        attention = (heads, size("num_key_value_heads", otherwise=heads), size("head_dim", otherwise=hidden // heads))
+        if text.get("kv_lora_rank"):
+            attention = plain_attention(hidden, heads)
         eos = [text.get("eos_token_id", config.get("eos_token_id")), (generation or {}).get("eos_token_id")]
         return cls(
-            model_type=str(text.get("model_type", config.get("model_type", "unknown"))),
+            model_type=model_type,
             architectures=tuple(config.get("architectures") or ()),
             layers=size("num_hidden_layers", "n_layer"),
             hidden_size=hidden,
             intermediate_size=size("intermediate_size", "n_inner", otherwise=4 * hidden),
-            attention_heads=heads,
-            key_value_heads=size("num_key_value_heads", otherwise=heads),
-            head_dim=size("head_dim", otherwise=hidden // heads),
+            attention_heads=attention[0],
+            key_value_heads=attention[1],
+            head_dim=attention[2],
             vocab_size=size("vocab_size"),
-            rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-            max_position_embeddings=size("max_position_embeddings", "n_positions", otherwise=2048),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            rms_norm_eps=float(text.get("rms_norm_eps") or 1e-6),
+            max_position_embeddings=size("max_position_embeddings", "n_positions", "model_max_length", otherwise=2048),
+            tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
             bos_token_id=_first_id(text.get("bos_token_id", config.get("bos_token_id"))),
             eos_token_ids=tuple(dict.fromkeys(number for ids in eos for number in _ids(ids))),
             rope=rope_parameters(text),
             weight_bytes=weight_bytes,
+            active_weight_bytes=active_weight_bytes,
+            is_quantized=any(part.get(key) for part in (config, text) for key in _QUANTIZATION_KEYS),
+            experts=size("num_experts", "n_routed_experts", "num_local_experts", otherwise=0),
+            experts_per_token=size("num_experts_per_tok", "num_experts_per_token", otherwise=0),
+            mtp_layers=size(*_MTP_KEYS, otherwise=int(model_type in _MTP_WITHOUT_KEY)),
         )
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary settings of a config in transformers 5's form, whichever version wrote it.
 
-    Configs with one table per kind of layer (`sliding_attention`, `full_attention`) give the full-attention one.
+    Configs with one table per kind of layer (`sliding_attention`, `full_attention`) give the full-attention one. Of
+    types that a draft's cached keys could not follow, or that are for other heads than a draft's, the base remains.
     """
     new = config.get("rope_parameters")
     if isinstance(new, Mapping):
@@ -113,16 +144,18 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     found.setdefault("rope_type", old_name or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found["rope_theta"] = float(found["rope_theta"])
+    if found["rope_type"] not in _DRAFT_ROPE:
+        return {"rope_type": "default", "rope_theta": found["rope_theta"]}
     return found
 
 
-def weight_bytes(directory: Path) -> int:
-    """Bytes of all tensors in the directory's safetensors files, read from their headers."""
+def weight_bytes(directory: Path, part: str = "") -> int:
+    """Bytes of the tensors with `part` in their names, in the directory's safetensors files, read from the headers."""
     total = 0
     for file in sorted(directory.glob("*.safetensors")):
-        for tensor in safetensors_header(file).values():
+        for name, tensor in safetensors_header(file).items():
             start, end = tensor["data_offsets"]
-            total += end - start
+            total += end - start if part in name else 0
     return total
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,13 +49,21 @@ def resolve_commit(name: str, revision: str | None, kind: Literal["model", "data
 
 def fetch_snapshot(model: str, commit: str) -> Path:
     """The local directory of a hub model at a commit, fetched when it is not there; safetensors weights only."""
-    from huggingface_hub import snapshot_download
-
     cached = cached_snapshot(model, commit)
     if cached is not None and _is_whole(cached):
         return cached
+    return fetch_files(model, commit, CHECKPOINT_FILES)
+
+
+def fetch_files(model: str, commit: str, patterns: Sequence[str]) -> Path:
+    """The local directory of a hub model at a commit, with at least those of its files that match the patterns.
+
+    Raises MachineError when the hub is out of reach and the files are not in its local cache.
+    """
+    from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(model, revision=commit, allow_patterns=list(CHECKPOINT_FILES)))
+        return Path(snapshot_download(model, revision=commit, allow_patterns=list(patterns)))
     except Exception as error:
         raise MachineError(f"{model} at {commit[:12]} could not be fetched from the hub: {error}") from error
 

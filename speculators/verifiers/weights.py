@@ -6,22 +6,24 @@ Files are read by memory map, so a verifier far larger than memory costs only wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from speculators.errors import UsageError
+from speculators.verifiers.families import SHIFTED_NORMS, text_config
+from speculators.verifiers.quantized import Scales, dequantized
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-NORMS = ("norm.weight", "final_layernorm.weight", "final_layer_norm.weight", "ln_f.weight")
+NORMS = ("norm.weight", "final_layernorm.weight", "final_layer_norm.weight", "ln_f.weight", "norm_f.weight")
 
-SHIFTED_NORMS = ("gemma", "gemma2", "gemma3", "gemma3_text", "qwen3_next", "qwen3_5", "qwen3_5_text")
-"""Model types whose RMSNorm multiplies by 1 + weight."""
+_LAYER = re.compile(r"(.*?)layers\.\d+\.")
 _ELSEWHERE = ("vision", "audio", "visual", "mtp", "image", "encoder")
 
 
@@ -40,26 +42,30 @@ class VerifierWeights:
     eps: float
     scale: float = 1.0
     softcap: float | None = None
+    directory: Path | None = None
+    """Where they were read, for drafts that begin with more of the verifier."""
 
     @classmethod
     def read(cls, directory: Path) -> VerifierWeights:
         """Read them from a Hugging Face checkpoint directory.
 
-        Raises UsageError when a tensor is not found, or when the final norm is not an RMSNorm.
+        Raises UsageError when a tensor is not found or cannot be dequantised, or when the final norm is not an RMSNorm.
         """
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        text: Mapping[str, Any] = config.get("text_config") or config
-        names = _tensor_files(directory)
-        if "rms_norm_eps" not in text:
+        text = text_config(config)
+        tensors = _Tensors(directory)
+        if text.get("rms_norm_eps") is None:
             raise UsageError(
                 f"{directory}: the verifier's final norm is not an RMSNorm; no draft can be trained for it"
             )
-        norm = _tensor(directory, names, NORMS, "final norm")
-        if str(text.get("model_type", config.get("model_type"))) in SHIFTED_NORMS:
+        norm = tensors.read(NORMS, "final norm")
+        if text["model_type"] in SHIFTED_NORMS:
             norm = norm + 1
-        embedding = _tensor(directory, names, EMBEDDINGS, "embedding")
-        is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-        head = embedding if is_tied else _tensor(directory, names, HEADS, "head")
+        embedding = tensors.read(EMBEDDINGS, "embedding")
+        is_tied = text.get("tie_word_embeddings")
+        if is_tied is None:  # not said: there is no head where they are
+            is_tied = not tensors.has(HEADS)
+        head = embedding if is_tied else tensors.read(HEADS, "head")
         return cls(
             embedding=embedding,
             head=head,
@@ -68,10 +74,17 @@ class VerifierWeights:
             # Cohere multiplies its logits, Granite divides them.
             scale=float(text.get("logit_scale") or 1.0) / float(text.get("logits_scaling") or 1.0),
             softcap=text.get("final_logit_softcapping"),
+            directory=directory,
         )
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
+def read_tensors(directory: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint directory by their names, in the types they have; KeyError for one that is not there."""
+    files = tensor_files(directory)
+    return {name: read_tensor(files[name], name) for name in names}
+
+
+def tensor_files(directory: Path) -> dict[str, Path]:
     """Tensor name -> file, of all safetensors files."""
     names = {}
     for file in sorted(directory.glob("*.safetensors")):
@@ -82,14 +95,66 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     return names
 
 
-def _tensor(directory: Path, names: Mapping[str, Path], endings: Iterable[str], what: str) -> torch.Tensor:
-    """The one tensor outside of the layers with one of these endings, in float32."""
+class _Tensors:
+    """The tensors of all safetensors files of a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = tensor_files(directory)
+
+    def has(self, endings: Iterable[str]) -> bool:
+        """Whether there is any tensor outside of the layers with one of these endings."""
+        return any(_named(self._files, ending) for ending in endings)
+
+    def read(self, endings: Iterable[str], what: str) -> torch.Tensor:
+        """The one with one of these endings, in float32; `what` it is, is for messages."""
+        name = tensor_name(self._files, endings, f"{self._directory}: ", what)
+        return dequantized(read_tensor(self._files[name], name), self._scales(name), f"{self._directory}: {name}")
+
+    def _scales(self, name: str) -> Scales:
+        """What stands beside a tensor to dequantise it with."""
+        beside = {part: name + part for part in ("_scale_inv", "_scale", "_zero_point")}
+        return {part: read_tensor(self._files[one], one) for part, one in beside.items() if one in self._files}
+
+
+def tensor_name(names: Iterable[str], endings: Iterable[str], where: str, what: str) -> str:
+    """The one tensor outside of the layers with one of these endings; of several, that beside the decoder's layers.
+
+    `where` and `what` are for messages. Raises UsageError when there is none, when it is packed, and when it could be
+    any of several.
+    """
+    every, endings = list(names), tuple(endings)
+    layers = Counter(match[1] for match in map(_LAYER.match, every) if match and not _is_elsewhere(match[1]))
+    decoder = layers.most_common(1)[0][0] if layers else ""
     for ending in endings:
-        outer = [name for name in names if name == ending or name.endswith(f".{ending}")]
-        found = [name for name in outer if "layers." not in name and not any(part in name for part in _ELSEWHERE)]
+        found = _named(every, ending)
+        if len(found) > 1 and decoder + ending in found:
+            return decoder + ending
         if len(found) == 1:
-            with safe_open(names[found[0]], framework="pt") as tensors:
-                return torch.as_tensor(tensors.get_tensor(found[0])).float()
+            return found[0]
         if found:
-            raise UsageError(f"{directory}: the verifier's {what} could be any of {', '.join(sorted(found))}")
-    raise UsageError(f"{directory}: no tensor of the verifier is its {what} ({' or '.join(endings)})")
+            raise UsageError(f"{where}the verifier's {what} could be any of {', '.join(sorted(found))}")
+        packed = _named(every, ending.replace(".weight", ".weight_packed")) + _named(
+            every, ending.replace(".weight", ".qweight")
+        )
+        if packed:
+            raise UsageError(
+                f"{where}the verifier's {what} is packed ({packed[0]}); a draft is made for a verifier that keeps it, "
+                "such as the one it was quantised from, and serves with this one"
+            )
+    raise UsageError(f"{where}no tensor of the verifier is its {what} ({' or '.join(endings)})")
+
+
+def read_tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a safetensors file, as it was saved; nothing else of the file is read."""
+    with safe_open(file, framework="pt") as tensors:
+        return torch.as_tensor(tensors.get_tensor(name))
+
+
+def _named(names: Iterable[str], ending: str) -> list[str]:
+    outer = (name for name in names if name == ending or name.endswith(f".{ending}"))
+    return [name for name in outer if "layers." not in name and not _is_elsewhere(name)]
+
+
+def _is_elsewhere(name: str) -> bool:
+    return any(part in name for part in _ELSEWHERE)

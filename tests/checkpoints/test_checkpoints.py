@@ -13,13 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from speculators import __version__
 from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.algorithms.eagle3.layout import tensors as eagle3_tensors
 from speculators.algorithms.eagle3.network import Eagle3Network
-from speculators.checkpoints.check import check_checkpoint, config_problems
-from speculators.checkpoints.layout import completed, eagle3_tensors
-from speculators.checkpoints.load import eagle3_config, load_eagle3, read_checkpoint
+from speculators.checkpoints.check import check_checkpoint
+from speculators.checkpoints.layout import completed
+from speculators.checkpoints.load import draft_shape, load_draft, read_checkpoint
+from speculators.checkpoints.rules import config_problems
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.errors import UsageError
 
+SIZES = (
+    *("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size"),
+    *("rms_norm_eps", "max_position_embeddings"),
+)
 VERIFIER = VerifierName("someone/Some-Model", ("LlamaForCausalLM",))
 
 
@@ -72,7 +78,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_draft_comes_back_bit_for_bit_and_with_the_same_shape(tmp_path: Path, shape: Eagle3Config) -> None:
     network = _write(tmp_path, shape)
-    loaded = load_eagle3(tmp_path)
+    loaded = load_draft(tmp_path)
     assert loaded.config == shape
     state = loaded.state_dict()
     assert set(state) == set(network.state_dict())
@@ -144,11 +150,11 @@ def test_large_drafts_are_sharded_with_an_index(tmp_path: Path) -> None:
     assert set(index["weight_map"]) == set(network.state_dict())
     assert set(index["weight_map"].values()) == set(files)
     assert index["metadata"]["total_size"] == sum(v.numel() * v.element_size() for v in network.state_dict().values())
-    loaded = load_eagle3(tmp_path).state_dict()
+    loaded = load_draft(tmp_path).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
     (tmp_path / files[1]).unlink()
     with pytest.raises(UsageError, match=f"is not whole: {files[1]} is missing"):
-        load_eagle3(tmp_path)
+        load_draft(tmp_path)
 
 
 def test_keys_that_old_checkpoints_lack_mean_what_vllm_takes_them_to_mean(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_keys_that_old_checkpoints_lack_mean_what_vllm_takes_them_to_mean(tmp_pa
     for key in ("num_aux_hidden_states", "attention_bias", "mlp_bias", "hidden_act", "tie_word_embeddings"):
         del layer[key]
     file.write_text(json.dumps(config))
-    assert load_eagle3(tmp_path).config == _shape(norm_before_residual=True)
+    assert load_draft(tmp_path).config == _shape(norm_before_residual=True)
 
 
 def test_layers_that_are_not_listed_are_worked_out_from_the_verifier(tmp_path: Path) -> None:
@@ -171,13 +177,14 @@ def test_layers_that_are_not_listed_are_worked_out_from_the_verifier(tmp_path: P
     config = json.loads(file.read_text())
     del config["eagle_aux_hidden_state_layer_ids"]
     file.write_text(json.dumps(config))
-    assert load_eagle3(tmp_path / "draft", verifier_layers=30).config.aux_layers == (2, 15, 27)
-    with pytest.raises(UsageError, match=r"does not list the layers .* someone/Some-Model is not on this machine"):
-        load_eagle3(tmp_path / "draft")
+    with pytest.raises(UsageError, match=r"without its verifier, and someone/Some-Model is not on this machine"):
+        load_draft(tmp_path / "draft")
     (tmp_path / "verifier").mkdir()
-    (tmp_path / "verifier" / "config.json").write_text(json.dumps({"num_hidden_layers": 30}))
+    decoder = {name: config["transformer_layer_config"][name] for name in SIZES} | {"num_hidden_layers": 30}
+    (tmp_path / "verifier" / "config.json").write_text(json.dumps(decoder))
+    assert load_draft(tmp_path / "draft", verifier=tmp_path / "verifier").config.aux_layers == (2, 15, 27)
     config["speculators_config"]["verifier"]["name_or_path"] = str(tmp_path / "verifier")
-    assert eagle3_config(config).aux_layers == (2, 15, 27)
+    assert draft_shape(config).aux_layers == (2, 15, 27)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def test_wrong_tensors_are_named(tmp_path: Path, change: Any, message: str) -> N
     change(tensors)
     save_file({name: value.clone() for name, value in tensors.items()}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=message):
-        load_eagle3(tmp_path)
+        load_draft(tmp_path)
     assert check_checkpoint(tmp_path)
 
 
@@ -223,7 +230,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("speculators_model_type", "hass", "vLLM serves eagle3, peagle, dflash, dflash2, dspark"),
+        ("speculators_model_type", "no-such", "vLLM serves eagle3, peagle, dflash, dspark, dflash2"),
         ("speculators_config", None, "speculators_config is missing"),
         ("speculators_config.proposal_methods", [], "speculative_tokens must be a whole number from 1"),
         ("speculators_config.verifier.name_or_path", None, "name_or_path is missing"),

@@ -81,3 +81,20 @@ def test_status_sees_that_a_run_was_killed(toy_cli):
     told = json.loads(toy_cli("status", "--json").out)
     assert told["status"] == "killed"
     assert told["steps"]["numbers"]["status"] == "stopped"
+
+
+def test_a_stop_waits_as_long_as_grace_says(toy_cli, monkeypatch):
+    from speculators.pipeline.executors import local
+
+    asked = []
+
+    class Noting(local.LocalExecutor):
+        def __init__(self, grace):
+            asked.append(grace)
+            super().__init__(grace)
+
+    monkeypatch.setattr(local, "LocalExecutor", Noting)
+    assert toy_cli("run", "toy", "--grace", "150").code == 0
+    assert toy_cli("run", "toy").code == 0
+    assert asked == [150.0, 30.0]
+    assert toy_cli("run", "toy", "--grace", "-1").code == 2

@@ -161,3 +161,51 @@ def test_files_that_cannot_be_read_say_where(tmp_path, name, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"there is no file .*gone\.jsonl"):
         list(read_rows(tmp_path / "gone.jsonl"))
+
+
+TOOL_CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def tool_row() -> dict:
+    return {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "1 + "}, {"type": "text", "text": "2?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL], "reasoning": "Add."},
+            {"role": "tool", "content": "3", "name": "add"},
+            {"role": "tool", "content": "4", "name": "add"},
+            {"role": "assistant", "content": "It is 3."},
+        ],
+        "tools": '[{"name": "add"}]',
+    }
+
+
+def test_thoughts_calls_and_results_survive_the_normal_form() -> None:
+    item = conversation(tool_row(), source="s", holdout=0.0)
+    assert item is not None
+    assert [turn.role for turn in item.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert item.messages[0].content == "1 + 2?"
+    assert item.messages[1].beside == {"tool_calls": [TOOL_CALL], "reasoning_content": "Add."}
+    assert "Add." in item.messages[1].whole
+    assert item.tools == ({"name": "add"},)
+    assert Conversation.from_json(json.loads(json.dumps(item.to_json()))) == item
+
+
+def test_a_prompt_may_end_with_what_a_tool_answered() -> None:
+    item = conversation(tool_row(), source="s", holdout=0.0)
+    assert item is not None
+    assert item.as_prompt().messages == item.messages[:-1]
+
+
+def test_tools_and_thoughts_are_part_of_what_a_conversation_is() -> None:
+    plain = {"messages": [{"role": "user", "content": "Hi"}]}
+    ids = {
+        conversation(row, source="s", holdout=0.0).id  # type: ignore[union-attr]
+        for row in (plain, plain | {"tools": [{"name": "add"}]}, plain | {"tools": None}, plain | {"tools": ""})
+    }
+    assert len(ids) == 2
+
+
+def test_a_picture_is_refused_rather_than_dropped() -> None:
+    row = {"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]}
+    with pytest.raises(UsageError, match="has a part of the type 'image'; only text is read"):
+        conversation(row, source="s", holdout=0.0)

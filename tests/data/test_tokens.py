@@ -32,6 +32,12 @@ def test_every_document_comes_back_as_it_was(dataset):
     assert (dataset.ids, dataset.origin) == (("a", "b", "c"), ORIGIN)
 
 
+def test_the_verifier_predicts_where_the_next_token_is_the_assistant_s(dataset):
+    readings = [dataset.reading(number) for number in range(3)]
+    assert [one.input_ids.tolist() for one in readings] == [document.input_ids for document in DOCUMENTS]
+    assert [one.predicts.int().tolist() for one in readings] == [[0, 1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 0]]
+
+
 def test_the_file_has_the_layout_that_other_steps_rely_on(dataset, tmp_path):
     from safetensors.torch import load_file
 

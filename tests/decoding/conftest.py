@@ -21,7 +21,7 @@ AUX_LAYERS = (1, 2, 3)
 
 
 @pytest.fixture(scope="session")
-def verifier(tmp_path_factory: pytest.TempPathFactory) -> VerifierModel:
+def verifier_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random float32 Llama whose weights are large enough that its argmax is never a near-tie."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tiny matrices: a second thread only waits
@@ -39,7 +39,13 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> VerifierModel:
     )
     directory: Path = tmp_path_factory.mktemp("verifier")
     LlamaForCausalLM(config).save_pretrained(directory)
-    return VerifierModel.load(directory, "float32", aux_layers=AUX_LAYERS)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def verifier(verifier_directory: Path) -> VerifierModel:
+    """That verifier, loaded with the layers that the drafts read."""
+    return VerifierModel.load(verifier_directory, "float32", aux_layers=AUX_LAYERS)
 
 
 @pytest.fixture(scope="session")

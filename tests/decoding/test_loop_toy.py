@@ -70,6 +70,8 @@ class ToyVerifier:
 class ToyProposal:
     """Depends on the last token only; with `kept`, over a smaller vocabulary. Refuses anything but true features."""
 
+    drafts_at_once = False
+
     def __init__(self, kept: Sequence[int] | None = None, seed: int = 1) -> None:
         self.target_ids = None if kept is None else torch.tensor(kept)
         size = SIZE if kept is None else len(kept)

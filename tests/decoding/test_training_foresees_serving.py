@@ -16,7 +16,8 @@ from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
 from speculators.evaluation.acceptance import Answer, round_figures
 from speculators.layers.vocabulary import VerifierHead
-from speculators.recipe.shapes.eagle3 import Eagle3, LossWeights, Normalization, TrainingTimeTest
+from speculators.recipe.shapes.eagle3 import Eagle3, Normalization, TrainingTimeTest
+from speculators.recipe.shapes.losses import LossWeights
 from speculators.training.validation import nowhere, walk
 
 RunAll = Callable[[Decoder, list[Request]], list[list[Commit]]]

@@ -27,9 +27,11 @@ def test_the_tiny_recipe_goes_from_nothing_to_a_report(speculators, results, ste
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_quickstart_trains_a_draft_that_a_real_verifier_accepts(speculators, results, steps, tmp_path):
+def test_the_quickstart_trains_a_draft_that_a_real_verifier_accepts(
+    speculators, results, steps, quickstart_store, tmp_path
+):
     """On the real 135M verifier. CI runs the README's quickstart first and hands its store on to this test."""
-    run = speculators("run", "quickstart", folder=tmp_path, timeout=3500)
+    run = speculators("run", "quickstart", folder=tmp_path, store=quickstart_store, timeout=3500)
     assert run.returncode == 0, run.stdout
     found = results(tmp_path, "quickstart")
     holdout = found["acceptance"]["holdout"]
@@ -41,7 +43,7 @@ def test_the_quickstart_trains_a_draft_that_a_real_verifier_accepts(speculators,
         assert found["benchmark"][variant]["output_tokens_per_second"] > 0
 
     started = time.monotonic()
-    again = speculators("run", "quickstart", folder=tmp_path, timeout=60)
+    again = speculators("run", "quickstart", folder=tmp_path, store=quickstart_store, timeout=60)
     assert again.returncode == 0, again.stdout
     assert [name for name in steps if results(tmp_path, "quickstart")["steps"][name]["status"] != "cached"] == []
     print(f"all cached: {time.monotonic() - started:.1f} s")

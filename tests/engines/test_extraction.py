@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from speculators.engines.extraction import auto_layers, extract, length_sorted, resolve_layers
+from speculators.data.hidden_states import NOT_TAKEN
+from speculators.data.tokens import Reading
+from speculators.engines.extraction import extract, length_sorted
 from speculators.engines.transformers import VerifierModel
 
 LENGTHS = (7, 1, 30, 12, 12, 3)
@@ -21,21 +23,24 @@ def verifier(llama: Path) -> VerifierModel:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[torch.Tensor]:
+def documents() -> list[Reading]:
+    """Of the first the verifier's prediction is wanted everywhere, of the others after some tokens, or none."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(3, 199, (length,), generator=generator) for length in LENGTHS]
+    ids = [torch.randint(3, 199, (length,), generator=generator) for length in LENGTHS]
+    wanted = [torch.rand(length, generator=generator) < 0.6 for length in LENGTHS]
+    return [Reading(*one) for one in zip(ids, [torch.ones(LENGTHS[0], dtype=torch.bool), *wanted[1:]], strict=True)]
 
 
 @pytest.mark.parametrize("batch_tokens", [5, 40, 4096])
 @torch.no_grad()
 def test_states_are_those_of_transformers(
-    verifier: VerifierModel, reference: Any, documents: list[torch.Tensor], batch_tokens: int
+    verifier: VerifierModel, reference: Any, documents: list[Reading], batch_tokens: int
 ) -> None:
     found = {states.number: states for states in extract(verifier, documents, batch_tokens=batch_tokens)}
     assert sorted(found) == list(range(len(documents)))
-    for number, ids in enumerate(documents):
+    for number, document in enumerate(documents):
         states = found[number]
-        out = reference(ids[None], output_hidden_states=True, use_cache=False)
+        out = reference(document.input_ids[None], output_hidden_states=True, use_cache=False)
         entering = [stream[0] for stream in out.hidden_states]
         aux = states.aux.chunk(3, -1)
         for part, layer in zip(aux[:2], ASKED[:2], strict=True):
@@ -46,7 +51,8 @@ def test_states_are_those_of_transformers(
         torch.testing.assert_close(reference.model.norm(states.last), entering[-1], rtol=1e-4, atol=2e-5)
         assert not torch.allclose(states.last, entering[-1], atol=1e-2)
         assert states.argmax.dtype == torch.int32
-        assert states.argmax.tolist() == out.logits[0].argmax(-1).tolist()
+        expected = torch.where(document.predicts, out.logits[0].argmax(-1), NOT_TAKEN)
+        assert states.argmax.tolist() == expected.tolist()
 
 
 def test_every_document_is_in_one_batch_with_others_of_its_length() -> None:
@@ -60,14 +66,10 @@ def test_every_document_is_in_one_batch_with_others_of_its_length() -> None:
     assert [len(batch) for batch in length_sorted([500, 2], 100)] == [1, 1], "a longer one goes alone"
 
 
-@pytest.mark.parametrize(
-    ("layers", "wanted"), [(30, (2, 15, 27)), (32, (2, 16, 29)), (36, (2, 18, 33)), (6, (2, 3, 3)), (3, (0, 1, 2))]
-)
-def test_the_layers_read_by_default(layers: int, wanted: tuple[int, ...]) -> None:
-    assert auto_layers(layers) == wanted == resolve_layers("auto", layers)
-    assert resolve_layers([1, 2], layers) == (1, 2)
-
-
-def test_a_verifier_without_layers_to_read_is_a_mistake(llama: Path) -> None:
-    with pytest.raises(ValueError, match="without aux_layers"):
-        next(extract(VerifierModel.load(llama, "float32"), [torch.tensor([1])], batch_tokens=10))
+def test_some_drafts_read_the_last_state_alone(verifier: VerifierModel, llama: Path, documents: list[Reading]) -> None:
+    bare = VerifierModel.load(llama, "float32")
+    found = {states.number: states for states in extract(bare, documents, batch_tokens=4096)}
+    for states in extract(verifier, documents, batch_tokens=4096):
+        assert found[states.number].aux.shape == (len(states.argmax), 0)
+        assert torch.equal(found[states.number].last, states.last)
+        assert torch.equal(found[states.number].argmax, states.argmax)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     GemmaConfig,
     GraniteConfig,
     MistralConfig,
@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from speculators.engines.transformers import VerifierModel
-from speculators.errors import MachineError
+from speculators.errors import UsageError
+from speculators.layers import packed_head
 from speculators.layers.packed_linear import PackedLinear, can_pack
 
 LAYERS = (2, 3, 6)
@@ -134,6 +135,20 @@ def test_argmax_is_that_of_the_full_logits(verifier: VerifierModel, reference: A
     assert torch.equal(verifier.argmax(out.last[0]), states(reference, ids)[0].argmax(dim=-1))
 
 
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_split_head_changes_neither_argmax_nor_logits(
+    llama: Path, reference: Any, lean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_head, "BLOCK_ROWS", 16)
+    split = VerifierModel.load(llama, "float32", aux_layers=LAYERS, lean=lean, split_head=True)
+    ids = tokens(40, 7)
+    out = split.forward(ids[None], split.new_cache(1, 40), torch.tensor([0]), logits="all")
+    assert out.logits is not None
+    expected = states(reference, ids)[0]
+    close(out.logits[0], expected)
+    assert torch.equal(split.argmax(out.last[0]), expected.argmax(dim=-1))
+
+
 @pytest.mark.skipif(not can_pack(torch.bfloat16), reason="the processor has no bfloat16 products")
 def test_bfloat16_products_leave_the_residual_stream_in_float32(llama: Path, reference: Any) -> None:
     mixed = VerifierModel.load(llama, "float32", aux_layers=LAYERS, compute_dtype="bfloat16")
@@ -190,13 +205,31 @@ def test_other_families_need_no_code_of_their_own(config: Any, is_lean: bool, tm
     close(torch.cat([part for part in found if part is not None], dim=1), expected)
 
 
-def test_a_model_that_caps_attention_scores_is_refused_by_name(tmp_path: Path) -> None:
-    Gemma2ForCausalLM(Gemma2Config(**small())).save_pretrained(tmp_path)
-    verifier = VerifierModel.load(tmp_path, "float32")
-    with pytest.raises(MachineError, match="cap attention scores"):
-        verifier.forward(torch.tensor([[5, 6]]), verifier.new_cache(1, 4), torch.tensor([0]))
-
-
 def test_a_layer_that_does_not_exist_is_named(llama: Path) -> None:
     with pytest.raises(ValueError, match="no layer 7; ids go from 0 to 6"):
         VerifierModel.load(llama, "float32", aux_layers=(2, 7))
+
+
+def test_a_cpu_without_units_keeps_rounded_weights_and_computes_in_float32(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    narrow = VerifierModel.load(llama, "bfloat16")
+    assert (narrow.dtype, narrow.compute_dtype) == (torch.float32, torch.float32)
+    weight = narrow.model.get_input_embeddings().weight
+    assert torch.equal(weight, weight.bfloat16().float()), "the weights are those of a bfloat16 model"
+    mixed = VerifierModel.load(llama, "float32", compute_dtype="bfloat16")
+    whole = VerifierModel.load(llama, "float32")
+    ids, rows = torch.arange(6)[None] + 3, torch.arange(1)
+    assert torch.equal(mixed.forward(ids, None, rows).last, whole.forward(ids, None, rows).last)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_rather_than_filled_with_random_numbers(
+    llama: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(llama / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks 1 weights of LlamaForCausalLM, such as model.layers.3.mlp.up_proj"):
+        VerifierModel.load(tmp_path, "float32")

@@ -10,7 +10,7 @@ import pytest
 
 from speculators.engines.vllm import environment, install
 from speculators.engines.vllm.environment import RECORD, VARIABLE, VllmEnvironment, find_vllm
-from speculators.engines.vllm.overridden import with_verifier
+from speculators.engines.vllm.overridden import overridden
 from speculators.engines.vllm.server import ServerOptions, extraction_arguments, serve_arguments
 from speculators.engines.vllm.server import environment as server_environment
 from speculators.errors import MachineError
@@ -109,9 +109,12 @@ def test_every_replica_has_gpus_of_its_own(tmp_path: Path, monkeypatch) -> None:
 def test_another_verifier_for_a_checkpoint_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    (checkpoint / "config.json").write_text('{"a": 1, "speculators_config": {"verifier": {"name_or_path": "old"}}}')
+    (checkpoint / "config.json").write_text(
+        '{"speculators_config": {"verifier": {"name_or_path": "old"}, "proposal_methods": [{"speculative_tokens": 3}]}}'
+    )
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    made = with_verifier(checkpoint, "org/quantised", tmp_path / "made")
+    made = overridden(checkpoint, tmp_path / "made", "org/quantised", speculative_tokens=5)
+    assert '"speculative_tokens": 5' in (made / "config.json").read_text()
     assert '"org/quantised"' in (made / "config.json").read_text()
     assert (made / "model.safetensors").is_symlink()
     assert (made / "model.safetensors").read_bytes() == b"weights"

@@ -42,6 +42,8 @@ class Foresees:
 
     target_ids = None
 
+    drafts_at_once = False
+
     def __init__(self, is_wrong: Callable[[int], bool]) -> None:
         self.is_wrong = is_wrong
 

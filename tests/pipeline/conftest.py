@@ -49,11 +49,12 @@ def toy(toy_graph, store, tmp_path):
         folder = create_run(tmp_path / "runs", planned, consent=Consent(), texts={"recipe.yaml": json.dumps(data)})
         return planned, folder
 
-    def run(data=None, **selection):
+    def run(data=None, executor=None, **selection):
         previous = previous_run(tmp_path / "runs", "toy")
         planned, folder = start(data, **selection)
         events = []
-        outcome = run_plan(planned, folder, LocalExecutor(grace=2.0), listener=events.append, previous=previous)
+        executor = executor or LocalExecutor(grace=2.0)
+        outcome = run_plan(planned, folder, executor, listener=events.append, previous=previous)
         return SimpleNamespace(
             plan=planned,
             folder=folder.path,

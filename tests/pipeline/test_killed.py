@@ -135,10 +135,11 @@ def test_killing_a_worker_while_it_publishes_leaves_nothing_that_looks_finished(
 
 
 def test_what_a_worker_leaves_running_is_ended_with_it(toy, toy_graph, tmp_path):
-    from speculators.pipeline.executors.local import LocalExecutor, Work
+    from speculators.pipeline.executors.base import Work
+    from speculators.pipeline.executors.local import LocalExecutor
 
     script = "import subprocess,sys; p=subprocess.Popen(['sleep','600']); print(p.pid)"
-    work = Work((sys.executable, "-c", script), tmp_path / "log", os.environ)
+    work = Work("any", (sys.executable, "-c", script), tmp_path / "log")
     assert LocalExecutor().run(work) == 0
     wait_until(lambda: gone(int((tmp_path / "log").read_text())))
 

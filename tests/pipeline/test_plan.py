@@ -156,6 +156,28 @@ def test_a_machine_that_is_too_small_is_told_before_anything_runs(toy):
         check_machine(toy.plan({"disk": 10**18}))
 
 
+def test_what_is_not_installed_is_told_before_anything_runs_unless_its_step_is_cached(toy):
+    def lacking(config):
+        raise MachineError(f"no library for {config.words}")
+
+    def plan():
+        made = toy.plan()
+        steps = (
+            replace(one, step=replace(one.step, needs=lacking)) if one.name == "words" else one for one in made.steps
+        )
+        return replace(made, steps=tuple(steps))
+
+    with pytest.raises(MachineError, match="no library for"):
+        check_machine(plan())
+    toy.run()
+    check_machine(plan())
+
+
+def test_the_largest_step_says_how_to_do_with_less_disk(toy):
+    with pytest.raises(MachineError, match=r"or run anyway with --yes; `--set shards.factor=1` makes fewer$"):
+        check_machine(toy.plan({"disk": 10**18}))
+
+
 def test_estimates_follow_what_earlier_runs_took(toy):
     toy.run()
     took = toy.store.history("shards")[0].manifest.seconds

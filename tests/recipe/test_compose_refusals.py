@@ -11,12 +11,12 @@ import pytest
 
 REFUSED = [
     pytest.param(
-        "extends: bases/eagle.yaml\n",
+        "extends: bases/egle.yaml\n",
         {},
         """\
-bad.yaml:7:10: error: `extends` names bases/eagle.yaml, which is neither a file beside this one nor shipped
-     7 | extends: bases/eagle.yaml
-       |          ^ nearest: bases/eagle3.yaml
+bad.yaml:7:10: error: `extends` names bases/egle.yaml, which is neither a file beside this one nor shipped
+     7 | extends: bases/egle.yaml
+       |          ^ nearest: bases/eagle.yaml, bases/peagle.yaml, bases/eagle3.yaml
 """,
         id="a base that does not exist",
     ),

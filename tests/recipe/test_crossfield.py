@@ -276,6 +276,15 @@ bad.yaml:7:30: error: there is no suite 'heldout'
         id="a suite that does not exist",
     ),
     pytest.param(
+        "eval: {acceptance: {speculative_tokens: auto}, benchmark: null}\n",
+        """\
+bad.yaml:7:21: error: `eval.acceptance.speculative_tokens` is auto, which is measured under the load of `eval.benchmark`
+     7 | eval: {acceptance: {speculative_tokens: auto}, benchmark: null}
+       |                     ^ add `eval.benchmark`, or write a number
+""",
+        id="the best number of speculative tokens without a load to find it under",
+    ),
+    pytest.param(
         "eval: {acceptance: {max_new_tokens: 5000}, benchmark: {max_tokens: 5000}}\n",
         """\
 bad.yaml:7:21: error: `eval.acceptance.max_new_tokens` is 5000, but the random verifier reads at most 2048
@@ -288,13 +297,102 @@ bad.yaml:7:56: error: `eval.benchmark.max_tokens` is 5000, but the random verifi
         id="answers longer than the verifier reads",
     ),
     pytest.param(
-        "eval: {benchmark: {profile: {type: synchronous, levels: [1, 4]}}}\n",
         """\
-bad.yaml:7:49: error: a synchronous benchmark has one stream, and `levels` says otherwise
-     7 | eval: {benchmark: {profile: {type: synchronous, levels: [1, 4]}}}
-       |                                                 ^ write levels: [1], or type: concurrent
+data:
+  sources: [{synthesize: magpie, samples: 4}]
+  hidden_states: {mode: online, buffer_tokens: 4096}
 """,
-        id="several streams in a synchronous benchmark",
+        """\
+bad.yaml:7:33: error: `data.hidden_states.buffer_tokens` is 4096, and a batch may have 8192 tokens (`train.tokens_per_step`)
+     7 |   hidden_states: {mode: online, buffer_tokens: 4096}
+       |                                 ^ write 16384 or more, so that one batch is made while another is trained on
+""",
+        id="a buffer without room for a batch",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: dense}, {name: dense, draft: false}]}}\n",
+        """\
+bad.yaml:7:47: error: `eval.benchmark.variants` names 'dense' twice
+     7 | eval: {benchmark: {variants: [{name: dense}, {name: dense, draft: false}]}}
+       |                                               ^ give each variant a name of its own
+""",
+        id="a variant given twice",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: fp8}]}}\n",
+        """\
+bad.yaml:7:32: error: `eval.benchmark.variants[0]` is 'fp8' and has no `verifier`
+     7 | eval: {benchmark: {variants: [{name: fp8}]}}
+       |                                ^ allowed without one: dense, speculator
+""",
+        id="a variant of nothing",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: dense, verifier: a/b}]}}\n",
+        """\
+bad.yaml:7:45: error: `dense` serves the recipe's own verifier, and `eval.benchmark.variants[0]` has a `verifier`
+     7 | eval: {benchmark: {variants: [{name: dense, verifier: a/b}]}}
+       |                                             ^ give the variant another name, such as fp8
+""",
+        id="another verifier under the name of the recipe's own",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: speculator, revision: main}]}}\n",
+        """\
+bad.yaml:7:50: error: `speculator` serves the recipe's own verifier, and `eval.benchmark.variants[0]` has a `revision`
+     7 | eval: {benchmark: {variants: [{name: speculator, revision: main}]}}
+       |                                                  ^ give the variant another name, such as fp8
+""",
+        id="another revision under the name of the recipe's own",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: speculator, draft: false}]}}\n",
+        """\
+bad.yaml:7:50: error: `speculator` is the verifier with the draft
+     7 | eval: {benchmark: {variants: [{name: speculator, draft: false}]}}
+       |                                                  ^ remove it; the verifier alone is the variant `dense`
+""",
+        id="a speculator without a draft",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: q4, verifier: 'wheel://a==1/b.gguf'}]}}\n",
+        """\
+bad.yaml:7:42: error: `verifier` of `eval.benchmark.variants[0]` is 'wheel://a==1/b.gguf'
+     7 | eval: {benchmark: {variants: [{name: q4, verifier: 'wheel://a==1/b.gguf'}]}}
+       |                                          ^ allowed: a hub id, a directory with a Hugging Face checkpoint
+""",
+        id="a variant out of a wheel",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: q4, verifier: /, revision: main}]}}\n",
+        """\
+bad.yaml:7:55: error: `revision` of `eval.benchmark.variants[0]` is for models of the hub, and its verifier is a directory
+     7 | eval: {benchmark: {variants: [{name: q4, verifier: /, revision: main}]}}
+       |                                                       ^ remove it
+""",
+        id="a revision of a directory",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: int8, verifier: ./int8}]}}\n",
+        """\
+bad.yaml:7:44: error: there is no ./int8
+     7 | eval: {benchmark: {variants: [{name: int8, verifier: ./int8}]}}
+       |                                            ^ looked for FOLDER/int8
+""",
+        id="a variant's directory that is not there",
+    ),
+    pytest.param(
+        """\
+eval:
+  benchmark: {variants: [{name: speculator}, {name: fp8, verifier: a/b}]}
+  gates: [benchmark.fp8.output_tokens_per_second > 1, benchmark.int8.output_tokens_per_second > 1]
+""",
+        """\
+bad.yaml:9:55: error: the gate asks for benchmark.int8.output_tokens_per_second, which this recipe does not measure
+     9 |   gates: [benchmark.fp8.output_tokens_per_second > 1, benchmark.int8.output_tokens_per_second > 1]
+       |                                                       ^ benchmark has: fp8, speculator
+""",
+        id="a gate on a variant that is not served",
     ),
     pytest.param(
         """\
@@ -317,6 +415,59 @@ bad.yaml:7:34: error: the gate asks for acceptance.holdout.rounds, which this re
        |                                  ^ acceptance has: nothing
 """,
         id="a gate on what is not measured",
+    ),
+    pytest.param(
+        "algorithm: {type: dflash, aux_layers: [1], block_size: 4}\neval: {acceptance: {speculative_tokens: 4}}\n",
+        """\
+bad.yaml:7:21: error: `eval.acceptance.speculative_tokens` is 4, but a round of this dflash draft proposes 3
+     7 | eval: {acceptance: {speculative_tokens: 4}}
+       |                     ^ at most 3
+""",
+        id="rounds longer than a block",
+    ),
+    pytest.param(
+        "algorithm: {type: dflash, aux_layers: [1], weights: {type: dpace}, loss: {kl: 1}}\n",
+        """\
+bad.yaml:6:44: error: `algorithm.weights` of the type dpace weigh a cross-entropy, and `algorithm.loss` is another
+     6 | algorithm: {type: dflash, aux_layers: [1], weights: {type: dpace}, loss: {kl: 1}}
+       |                                            ^ write loss: {ce: 1.0}, or weights: {type: exponential}
+""",
+        id="dpace on another loss",
+    ),
+    pytest.param(
+        "algorithm: {type: peagle, aux_layers: [1], draft_vocab_size: 100, mask_token_id: 512}\n",
+        """\
+bad.yaml:6:67: error: `algorithm.mask_token_id` is 512, but the random verifier has 512 tokens
+     6 | algorithm: {type: peagle, aux_layers: [1], draft_vocab_size: 100, mask_token_id: 512}
+       |                                                                   ^ null takes the last one
+""",
+        id="a mask token that the verifier does not have",
+    ),
+    pytest.param(
+        """\
+eval:
+  acceptance:
+    tree: {depth: 6, nodes: 4}
+algorithm: {type: peagle, aux_layers: [1, 2, 3], draft_vocab_size: 300}
+""",
+        """\
+bad.yaml:8:5: error: `eval.acceptance.tree` asks for trees, and a draft of type peagle makes none
+     8 |     tree: {depth: 6, nodes: 4}
+       |     ^ remove it
+bad.yaml:8:22: error: `eval.acceptance.tree` has 6 levels and only 4 nodes
+     8 |     tree: {depth: 6, nodes: 4}
+       |                      ^ write 6 or more
+""",
+        id="trees of a draft that makes none",
+    ),
+    pytest.param(
+        "algorithm: {type: hass, loss: {soft_ce: 0, top_k: 0}}\n",
+        """\
+bad.yaml:6:25: error: `algorithm.loss` compares no distributions, so nothing would be learnt about tokens
+     6 | algorithm: {type: hass, loss: {soft_ce: 0, top_k: 0}}
+       |                         ^ such as loss: {smooth_l1: 1.0, soft_ce: 0.1}
+""",
+        id="features without tokens",
     ),
 ]
 

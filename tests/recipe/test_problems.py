@@ -123,11 +123,11 @@ bad.yaml:6:24: error: `verifier.dtype` is 'bfloat61'
         id="a word with a typing error",
     ),
     pytest.param(
-        "algorithm: {type: eagle4}\n",
+        "algorithm: {type: egle3}\n",
         """\
-bad.yaml:6:13: error: `algorithm.type` is 'eagle4'
-     6 | algorithm: {type: eagle4}
-       |             ^ did you mean `eagle3`? allowed: eagle3
+bad.yaml:6:13: error: `algorithm.type` is 'egle3'
+     6 | algorithm: {type: egle3}
+       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp
 """,
         id="an algorithm there is not",
     ),
@@ -246,7 +246,7 @@ bad.yaml:8:28: error: unknown key `momentum` in `train.optimizer`
         """\
 bad.yaml:7:9: error: unknown key `zzz` in `train`
      7 | train: {zzz: 1}
-       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, validation, checkpoint
+       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, initialize_from, validation, checkpoint, execution, tracking
 """,
         id="a key like nothing else",
     ),
@@ -264,7 +264,7 @@ bad.yaml:6:1: error: `verifier` is "Qwen/Qwen3-8B", expected mapping
         """\
 bad.yaml:7:1: error: `train` is 3, expected mapping
      7 | train: 3
-       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, validation, checkpoint
+       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, initialize_from, validation, checkpoint, execution, tracking
 """,
         id="a number as a section",
     ),
@@ -413,13 +413,40 @@ bad.yaml:5:53: error: `data.holdout` is 1, must be less than 1
         id="nothing left to train on",
     ),
     pytest.param(
-        "eval: {benchmark: {variants: [{name: dense}, {name: dense}]}}\n",
+        "eval: {benchmark: {profile: {type: synchronous, levels: [1, 4]}}}\n",
         """\
-bad.yaml:7:46: error: `eval.benchmark.variants` names {name: dense} twice
-     7 | eval: {benchmark: {variants: [{name: dense}, {name: dense}]}}
-       |                                              ^
+bad.yaml:7:49: error: unknown key `levels` in `eval.benchmark.profile`
+     7 | eval: {benchmark: {profile: {type: synchronous, levels: [1, 4]}}}
+       |                                                 ^ `levels` is an option of concurrent, this is synchronous
 """,
-        id="a variant given twice",
+        id="several streams in a synchronous benchmark",
+    ),
+    pytest.param(
+        "eval: {benchmark: {profile: {type: constant}}}\n",
+        """\
+bad.yaml:7:20: error: `eval.benchmark.profile.rates` is missing
+     7 | eval: {benchmark: {profile: {type: constant}}}
+       |                    ^ such as rates: [0.5, 1, 2]
+""",
+        id="a constant rate that nobody names",
+    ),
+    pytest.param(
+        "eval: {benchmark: {profile: {type: sweep, points: 1}}}\n",
+        """\
+bad.yaml:7:43: error: `eval.benchmark.profile.points` is 1, must be at least 2
+     7 | eval: {benchmark: {profile: {type: sweep, points: 1}}}
+       |                                           ^
+""",
+        id="a sweep without its two ends",
+    ),
+    pytest.param(
+        "eval: {benchmark: {variants: [{name: FP8, verifier: a/b}]}}\n",
+        """\
+bad.yaml:7:32: error: `eval.benchmark.variants[0].name` is 'FP8'
+     7 | eval: {benchmark: {variants: [{name: FP8, verifier: a/b}]}}
+       |                                ^ allowed: small letters, digits, `_` and `-`, a letter first
+""",
+        id="a variant whose name can name no step",
     ),
     pytest.param(
         "eval: {benchmark: {variants: [{}]}}\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_conditions_ask_only_for_keys_and_constants() -> None:
 @pytest.mark.parametrize("field", fields(), ids=lambda field: f"{field.path}{field.branch and '-'}{field.branch}")
 def test_every_property_is_described_with_an_example_and_a_default(field: Any) -> None:
     required = {"recipe", "name", "verifier", "algorithm", "algorithm.type", "data", "data.sources"}
-    required.add("eval.benchmark.variants[].name")
+    required |= {"eval.benchmark.variants[].name", "eval.benchmark.profile.rates"}
     assert field.schema["description"].endswith(".")
     assert field.schema["examples"]
     assert ("default" in field.schema) == (field.path not in required)
@@ -170,8 +171,8 @@ def schema_fields() -> dict[tuple[str, str], set[str]]:
             kinds = {"integer"}
         else:
             kinds = set([schema["type"]] if isinstance(schema["type"], str) else schema["type"])
-            if schema.get("pattern") == "^auto$":
-                kinds = (kinds - {"string"}) | {'="auto"'}
+            if words := re.fullmatch(r"\^\(?([a-z|]+)\)?\$", schema.get("pattern", "")):
+                kinds = (kinds - {"string"}) | {f'="{word}"' for word in words[1].split("|")}
         found[(field.path, field.branch)] = kinds
     return found
 
@@ -183,7 +184,11 @@ def test_shapes_and_schemas_have_the_same_fields_of_the_same_types() -> None:
 def test_paths_with_positions_are_those_of_all_entries() -> None:
     assert generic("data.sources[12].file") == "data.sources[].file"
     assert [field.path for field in fields_at("data.sources[0].file")] == ["data.sources[].file"]
-    assert sorted(field.branch for field in fields_at("train.optimizer.learning_rate")) == ["adamw", "muon"]
+    assert sorted(field.branch for field in fields_at("train.optimizer.learning_rate")) == [
+        "adamw",
+        "adamw8bit",
+        "muon",
+    ]
 
 
 def test_only_the_properties_of_the_chosen_branch_apply() -> None:

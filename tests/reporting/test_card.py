@@ -80,3 +80,9 @@ def test_a_recipe_cannot_break_out_of_its_block():
     text = card(recipe="a: |\n  ```\n  # not a heading\n")
     assert "````yaml\n" in text
     assert text.count("````") == 2
+
+
+def test_a_card_offers_vllm_only_where_vllm_knows_the_algorithm():
+    text = card(CONFIG | {"speculators_model_type": "xpress"})
+    assert "vllm serve" not in text
+    assert "\nspeculators serve .\n```\n\nIt starts an OpenAI-compatible server" in text

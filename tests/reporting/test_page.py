@@ -86,6 +86,23 @@ def test_links_go_to_files_of_the_run_folder(make_run):
     assert all((run / link).is_file() for link in links)
 
 
+def test_each_point_of_each_variant_has_its_link_and_its_table(make_run):
+    run = make_run(profile="sweep", others={"int8": 55.5})
+    reader = Reader(build_page(run).html)
+    links = [value for tag, name, value in reader.attributes if tag == "a" and name == "href"]
+    folders = ("01-synchronous", "02-throughput", "03-constant")
+    variants = ("dense", "speculator", "int8")
+    assert links == [f"steps/benchmark-{v}/{folder}/guidellm.html" for v in variants for folder in folders]
+    assert all((run / link).is_file() for link in links)
+    assert "int8 at 1 stream , full load , 0.832 requests per second ." in reader.text
+    assert "Benchmark at 1 stream Figure What it is dense speculator int8" in reader.text
+    assert "Benchmark at full load Figure" in reader.text
+    assert "Benchmark at a constant rate, 0.598 requests per second and 0.704 requests per second" in reader.text
+    assert (
+        "Acceptance length, served Tokens per pass of the verifier, counted by the server. – 1.600 1.600" in reader.text
+    )
+
+
 def test_figures_on_the_page_are_those_of_the_results(page):
     text, results = Reader(page[0]).text, page[1]
     assert f"Acceptance length {results['acceptance']['holdout']['acceptance_length']:.2f} 64 held-out prompts" in text
@@ -111,7 +128,9 @@ def test_charts_lie_beside_the_page_as_png(make_run, tmp_path):
     place = write_report(make_run())
     assert place.name == "report.html"
     pictures = {path.name: path.read_bytes()[:8] for path in place.parent.glob("*.png")}
-    assert set(pictures) == {"loss.png", "accuracy.png", "walk.png", "acceptance.png", "benchmark.png"}
+    names = ("loss", "accuracy", "walk", "acceptance", "benchmark")
+    names += ("load-throughput", "load-latency", "load-acceptance")
+    assert set(pictures) == {f"{name}.png" for name in names}
     assert set(pictures.values()) == {b"\x89PNG\r\n\x1a\n"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -160,6 +179,22 @@ def test_missing_parts_leave_a_sound_page(make_run, without):
     assert "None" not in text
     assert "Undefined" not in text
     assert "nan" not in text.split()
+
+
+def test_a_run_whose_states_were_made_while_training_has_no_box_for_them(make_run):
+    run = make_run(without=("hidden_states",))
+    plan = json.loads((run / "plan.json").read_text())
+    plan["steps"] = [step for step in plan["steps"] if step["name"] != "hidden_states"]
+    for step in plan["steps"]:
+        step["inputs"] = [name for name in step["inputs"] if name != "hidden_states"]
+    (run / "plan.json").write_text(json.dumps(plan))
+    result = run / "steps/train/result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "data_wait": 0.25}))
+    assert "hidden_states" not in collect(run)["steps"]
+    text = Reader(build_page(run).html).text
+    assert "hidden" not in text
+    assert "Share of the training time in which the next batch was not yet there." in text
+    assert "0.250" in text
 
 
 def test_a_failed_run_has_a_page_that_says_what_failed(make_run):

@@ -33,6 +33,18 @@ def test_a_finished_run_has_every_documented_field(make_run):
     assert results["training"]["best"]["walk_estimate"] == 1.5338
 
 
+def test_every_variant_of_the_plan_has_its_figures_and_every_point_says_what_it_was(make_run):
+    benchmark = collect(make_run(profile="sweep", others={"int8": 55.5}))["benchmark"]
+    assert list(benchmark) == ["dense", "speculator", "int8"]
+    assert benchmark["int8"]["output_tokens_per_second"] == 55.5
+    assert benchmark["int8"]["verifier"] == {"source": "org/verifier-int8", "digest": "hub:cd"}
+    assert [(one["profile"], one["streams"], one["rate"] is None) for one in benchmark["int8"]["levels"]] == [
+        ("synchronous", 1, True),
+        ("throughput", None, True),
+        ("constant", None, False),
+    ]
+
+
 def test_every_field_is_explained_in_the_documentation(make_run):
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     results = collect(make_run())

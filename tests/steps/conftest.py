@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from speculators.pipeline.step import Context, Step
+from speculators.recipe.shapes.eval import Profile
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 from speculators.verifiers.random_model import write_random_model
 
@@ -46,6 +47,7 @@ RECIPE: dict[str, Any] = {
         "engine": {"type": "transformers", "device": "cpu", "threads": None, "batch_tokens": 4096},
     },
     "algorithm": {"draft_vocab_size": 64},
+    "eval": {"benchmark": {"profile": {"type": "synchronous"}, "requests_per_level": 2, "max_tokens": 8}},
     "data": {
         "sources": (),
         "regenerate": {
@@ -81,6 +83,8 @@ class Declared:
 def _shown(value: Any, reads: tuple[str, ...], path: str) -> Any:
     if path == "verifier.engine.":  # a union, whose type steps look at
         return msgspec.convert(value, TransformersEngine | VllmEngine)
+    if path == "eval.benchmark.profile.":  # another
+        return msgspec.convert(value, Profile)
     if isinstance(value, Mapping):
         return Declared(value, reads, path)
     if isinstance(value, tuple):

@@ -24,6 +24,7 @@ def values(make_recipe):
         "speculative_tokens": 3,
         "max_new_tokens": 12,
         "prompts": None,
+        "tree": None,
         "concurrency": 2,
     }
     return make_recipe() | {"eval": {"acceptance": asked}}

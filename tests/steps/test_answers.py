@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from speculators.data.conversations import Conversation, Message, write_conversations
+from speculators.data.journal import Journal
 from speculators.pipeline.step import Scope
 from speculators.steps import answers
 from speculators.verifiers.source import verifier_directory
@@ -82,7 +83,9 @@ def test_greedy_samples_would_all_be_the_same_and_are_made_once(make_recipe, run
     assert len(answered(output)) == 11
 
 
-def test_a_kill_costs_only_the_shards_that_were_open(make_recipe, run_step, verifier, prompts, monkeypatch, tmp_path):
+def test_a_kill_costs_only_the_answers_that_were_being_written(
+    make_recipe, run_step, verifier, prompts, monkeypatch, tmp_path
+):
     monkeypatch.setattr(answers, "SHARD_ANSWERS", 3)
     whole, _ = run_step(STEP, make_recipe(), verifier=verifier, prompts=prompts)
     expected = {file.name: file.read_bytes() for file in whole.iterdir()}
@@ -103,8 +106,18 @@ def test_a_kill_costs_only_the_shards_that_were_open(make_recipe, run_step, veri
         run_step(STEP, make_recipe(), verifier=verifier, prompts=prompts)
     finished = {file.name: file.stat().st_mtime_ns for file in whole.glob("*.jsonl")}
     assert len(finished) == 2
+    known = {record["id"] for record in Journal(whole / answers.JOURNAL).records()}
+    assert len(known) >= 6
     monkeypatch.setattr(answers, "_publish", publish)
+    asked, request = [], answers._request
+
+    def noted(question, *rest):
+        asked.append(question["id"])
+        return request(question, *rest)
+
+    monkeypatch.setattr(answers, "_request", noted)
     output, _ = run_step(STEP, make_recipe(), verifier=verifier, prompts=prompts)
+    assert known.isdisjoint(asked), "no finished answer is asked for again"
     assert {file.name: file.read_bytes() for file in output.iterdir()} == expected
     assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
 

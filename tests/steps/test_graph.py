@@ -22,6 +22,14 @@ def test_a_whole_recipe_has_all_steps_and_they_are_in_order(name):
     assert [step.name for step in ordered(graph(recipe))] == WHOLE
 
 
+def test_the_best_number_of_speculative_tokens_is_found_before_the_checkpoint_is_written():
+    recipe = load_recipe("tiny", sets=["eval.acceptance.speculative_tokens=auto"]).recipe
+    names = [step.name for step in ordered(graph(recipe))]
+    assert names.index("train") < names.index("speculative_tokens") < names.index("checkpoint")
+    (checkpoint,) = (step for step in graph(recipe) if step.name == "checkpoint")
+    assert "speculative_tokens" in checkpoint.inputs
+
+
 def test_what_a_recipe_leaves_out_is_no_step():
     sets = ["data.regenerate=null", "data.sources=[{dataset: org/chats, split: train}]", "eval.acceptance=null"]
     recipe = load_recipe("tiny", sets=[*sets, "eval.benchmark=null"]).recipe
@@ -68,6 +76,19 @@ def test_a_change_reaches_exactly_the_steps_that_read_it(tmp_path, change, steps
 
     before, after = configs([]), configs([change])
     assert {name for name in before if before[name] != after[name]} == steps
+
+
+def test_states_are_shared_by_algorithms_that_read_the_same_layers_and_by_no_others(tmp_path):
+    def states(said):
+        sets = ["verifier.random.layers=9", f"algorithm={{{said}}}", "algorithm.draft_vocab_size=300"]
+        loaded = load_recipe("tiny", sets=sets)
+        plan = make_plan(assemble(loaded.recipe, loaded.data), Store.open(tmp_path))
+        return next(step.hashed["config"] for step in plan.steps if step.name == "hidden_states")
+
+    eagle, parallel, block = (states(f"type: {name}, aux_layers: auto") for name in ("eagle3", "peagle", "dflash"))
+    assert eagle == parallel != block
+    assert block != states("type: dflash, aux_layers: auto, layers: 2")
+    assert states("type: eagle3, aux_layers: [2, 4, 7]") != eagle
 
 
 def test_a_field_that_does_not_fit_the_verifier_is_found_while_planning(tmp_path):

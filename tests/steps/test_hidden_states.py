@@ -5,15 +5,16 @@ import json
 import pytest
 import torch
 
-from speculators.data.hidden_states import HiddenStates
+from speculators.data.hidden_states import NOT_TAKEN, HiddenStates
 from speculators.data.tokens import Document, TokenDataset, TokenOrigin, save_tokens
 from speculators.engines.transformers import VerifierModel
 from speculators.errors import ArtifactMismatch
 from speculators.steps import hidden_states
-from speculators.steps.hidden_states import STEP
+from speculators.steps.hidden_states import stored
 from speculators.verifiers.source import verifier_directory
 from speculators.verifiers.tokenizer import ChatTokenizer
 
+STEP = stored("eagle3", ("algorithm.aux_layers",))
 LENGTHS = (9, 4, 17, 6, 11, 3)
 
 
@@ -61,12 +62,16 @@ def test_every_token_has_its_streams_in_the_order_of_the_tokens(values, run_step
     assert (states.record["layer_ids"], states.record["last"]) == ([0, 1, 2], "pre_norm")
     model = VerifierModel.load(verifier_directory(verifier), "float32", aux_layers=(0, 1, 2))
     for number in range(len(dataset)):
-        ids, _ = dataset.document(number)
+        ids, loss_mask = dataset.document(number)
         out = model.forward(ids[None], None, torch.tensor([0]), logits="all")
         aux, last, argmax = states.document(number)
         torch.testing.assert_close(aux, out.aux[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(last, out.last[0], rtol=1e-4, atol=1e-5)
-        assert argmax.tolist() == out.logits[0].argmax(-1).tolist()
+        assert loss_mask.any()
+        assert not loss_mask.all()
+        own = out.logits[0].argmax(-1).tolist()
+        answered = [*loss_mask[1:].tolist(), False]
+        assert argmax.tolist() == [token if mine else NOT_TAKEN for token, mine in zip(own, answered, strict=True)]
     assert told.progressed[-1] == (sum(LENGTHS), sum(LENGTHS), "tokens")
 
 

@@ -6,9 +6,10 @@ from speculators.pipeline.step import Context
 from speculators.steps.report import steps
 
 
-def recipe(acceptance=True, variants=("dense", "speculator")):
+def recipe(acceptance=True, variants=("dense", "speculator"), converts=False):
     benchmark = SimpleNamespace(variants=[SimpleNamespace(name=name) for name in variants]) if variants else None
-    return SimpleNamespace(eval=SimpleNamespace(acceptance=object() if acceptance else None, benchmark=benchmark))
+    judged = SimpleNamespace(acceptance=object() if acceptance else None, benchmark=benchmark)
+    return SimpleNamespace(eval=judged, converts=converts)
 
 
 def test_the_report_waits_for_what_the_recipe_measures():
@@ -17,6 +18,7 @@ def test_the_report_waits_for_what_the_recipe_measures():
     assert not full.cached
     assert steps(recipe(acceptance=False, variants=()))[0].inputs == ("train", "checkpoint")
     assert steps(recipe(variants=("dense",)))[0].inputs == ("train", "checkpoint", "acceptance", "benchmark-dense")
+    assert steps(recipe(variants=(), converts=True))[0].inputs == ("convert", "checkpoint", "acceptance")
 
 
 def test_the_page_lies_in_the_run_folder(tmp_path):

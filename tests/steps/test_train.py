@@ -9,13 +9,21 @@ import torch
 from safetensors.torch import load_file
 
 from speculators.data.tokens import Document, TokenOrigin, save_tokens
-from speculators.errors import ArtifactMismatch
+from speculators.errors import ArtifactMismatch, MachineError
+from speculators.pipeline.step import Context
 from speculators.recipe.load import load_recipe
 from speculators.steps import checkpoint, hidden_states, train, vocabulary
+from speculators.training.loop import Silent
 from speculators.verifiers.source import verifier_directory
 from speculators.verifiers.tokenizer import ChatTokenizer
 
-(STEP,) = train.steps(SimpleNamespace(data=SimpleNamespace(hidden_states=SimpleNamespace(keep="always"))))
+(STEP,) = train.steps(
+    SimpleNamespace(
+        data=SimpleNamespace(hidden_states=SimpleNamespace(keep="always", mode="offline")),
+        algorithm=SimpleNamespace(train_version=1),
+    )
+)
+STATES = hidden_states.stored("eagle3", ("algorithm.aux_layers",))
 SETS = [
     "algorithm.aux_layers=[0, 1, 2]",
     "algorithm.draft_vocab_size=64",
@@ -47,7 +55,7 @@ def artifacts(tmp_path, verifier, recipe, run_step):
     save_tokens(tokens, documents, origin)
     config = plain(recipe)
     words, _ = run_step(vocabulary.STEP, config, tokens=tokens)
-    states, _ = run_step(hidden_states.STEP, config, verifier=verifier, tokens=tokens)
+    states, _ = run_step(STATES, config, verifier=verifier, tokens=tokens)
     return {"verifier": verifier, "tokens": tokens, "vocabulary": words, "hidden_states": states}
 
 
@@ -70,7 +78,7 @@ def test_the_step_leaves_a_draft_its_config_and_its_figures(recipe, run_step, ar
     assert result["best"]["walk_estimate"] >= 1
     assert len(result["best"]["positions"]) == 2
     assert told.metrics
-    made, _ = run_step(checkpoint.STEP, plain(recipe), verifier=verifier, train=output)
+    made, _ = run_step(checkpoint.steps(recipe)[0], plain(recipe), verifier=verifier, train=output)
     assert json.loads((made / "config.json").read_text())["eagle_aux_hidden_state_layer_ids"] == [0, 1, 2]
 
 
@@ -101,3 +109,31 @@ def test_only_states_that_are_not_kept_are_let_go(recipe):
 
     assert releases("until_trained") == ("hidden_states",)
     assert releases("always") == ()
+
+
+def test_an_optimizer_that_needs_torchao_says_so_before_anything_runs(monkeypatch):
+    config = load_recipe("tiny", sets=["train.optimizer.type=adamw8bit"]).recipe
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match=r'needs torchao, not installed here: pip install "speculators\[torchao\]"'):
+        STEP.needs(config)
+    monkeypatch.setattr(train, "find_spec", lambda name: object())
+    STEP.needs(config)
+
+
+def test_a_draft_divided_among_processes_is_the_one_of_a_single_process(recipe, run_step, artifacts, tmp_path):
+    expected, _ = run_step(STEP, plain(recipe), **artifacts)
+    whole = load_file(expected / "model.safetensors")
+    output = tmp_path / "divided"
+    output.mkdir()
+    context = Context(
+        config=SimpleNamespace(**plain(recipe)),
+        inputs=artifacts,
+        output=output,
+        report=Silent(),
+        processes=2,
+        sharding="full",
+        run_folder=tmp_path,
+    )
+    train.run(context)
+    for name, one in load_file(output / "model.safetensors").items():
+        torch.testing.assert_close(one, whole[name], rtol=1e-3, atol=1e-5)

@@ -39,7 +39,8 @@ def figures(inputs: TrainingInputs) -> Mapping[str, float]:
 
 def without_times(metrics: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    times = {"tokens_per_second", "data_wait", "memory"}
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -71,6 +72,22 @@ def test_a_stopped_training_goes_on_to_the_very_same_bits(training: Build, optim
     assert without_times(folder / "metrics.jsonl") == without_times(folder.parent / "whole/metrics.jsonl")
     assert (parts["best"], parts["steps"], parts["tokens"]) == (whole["best"], whole["steps"], whole["tokens"])
     assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "saved"), [(signal.SIGTERM, ["step-000007"]), (signal.SIGINT, [])])
+def test_only_a_second_interrupt_breaks_off_without_a_save(
+    training: Build, number: signal.Signals, saved: list[str]
+) -> None:
+    """A cluster's SIGTERM reaches every process, and the runner sends its own besides."""
+
+    def ask_twice() -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    inputs = training("parts")
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(inputs, report=After(7, ask_twice)))
+    assert [one.name for one in (inputs.output / "checkpoints").glob("*")] == saved
 
 
 def test_a_killed_training_goes_on_from_its_last_save_and_ends_in_the_same_bits(training: Build) -> None:

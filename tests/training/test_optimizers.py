@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from speculators.layers.products import mix_precision, weights_rounded_once
-from speculators.recipe.shapes.train import AdamW, Muon, Schedule
+from speculators.recipe.shapes.train import AdamW, AdamW8bit, Muon, Schedule
 from speculators.training.optimizers import Optimizer, is_hidden_matrix
 from speculators.training.schedules import rate
 
@@ -83,3 +84,36 @@ def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
     assert rates[12:] == sorted(rates[12:], reverse=True)
     assert {rate(Schedule(type="constant", warmup=0.0, final=0.0), step, 9) for step in range(9)} == {1.0}
+
+
+def test_moments_of_matrices_in_eight_bits_follow_full_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)  # only its numbers matter here
+    networks = [nn.Linear(64, 128, bias=False) for _ in range(3)]
+    for one in networks[1:]:
+        one.load_state_dict(networks[0].state_dict())
+    options = AdamW(1e-2, 0.1, (0.9, 0.95), 1e-8), AdamW8bit(1e-2, 0.1, (0.9, 0.95), 1e-8)
+    full, narrow = (Optimizer(network, one) for network, one in zip(networks, options, strict=False))
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(128, 64, generator=generator) for _ in range(6)]
+
+    def step(network: nn.Module, optimizer: Optimizer, number: int) -> None:
+        for parameter in network.parameters():
+            parameter.grad = gradients[number].clone()
+        optimizer.step(1.0 - number / 10, None)
+
+    for number in range(4):
+        step(networks[0], full, number)
+        step(networks[1], narrow, number)
+    torch.save(narrow.state(), tmp_path / "state.pt")
+    networks[2].load_state_dict(networks[1].state_dict())
+    again = Optimizer(networks[2], options[1])
+    again.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    for number in (4, 5):
+        for network, optimizer in zip(networks, (full, narrow, again), strict=True):
+            step(network, optimizer, number)
+    assert torch.equal(networks[1].weight, networks[2].weight)
+    moved = (networks[0].weight - networks[1].weight).abs().mean()
+    assert 0 < moved < 2e-3
+    kept = [one for one in narrow.state()[0]["state"][0].values() if one.dim() == 2]
+    assert all(type(one).__name__ == "OptimState8bit" for one in kept)

@@ -42,6 +42,12 @@ def test_a_model_with_images_keeps_its_decoder_one_level_down():
     assert (facts.layers, facts.model_type, facts.eos_token_ids) == (32, "llama", (1, 106))
 
 
+def test_quantised_weights_are_known_from_the_config():
+    assert not VerifierFacts.from_config(LLAMA | {"quantization_config": None}).is_quantized
+    assert VerifierFacts.from_config(LLAMA | {"quantization_config": {"quant_method": "fp8"}}).is_quantized
+    assert VerifierFacts.from_config({"text_config": LLAMA, "compression_config": {"format": "int"}}).is_quantized
+
+
 def test_ends_of_sequence_come_from_both_configs_once():
     facts = VerifierFacts.from_config(LLAMA | {"eos_token_id": 2}, generation={"eos_token_id": [7, 2]})
     assert facts.eos_token_ids == (2, 7)
@@ -55,6 +61,10 @@ def test_ends_of_sequence_come_from_both_configs_once():
         (
             {"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
             {"rope_theta": 500000.0, "rope_type": "linear", "factor": 2.0},
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "proportional", "rope_theta": 1e6}}},
+            {"rope_theta": 1e6, "rope_type": "default"},
         ),
         ({"rope_theta": 1e4, "rope_scaling": None}, {"rope_theta": 1e4, "rope_type": "default"}),
         ({}, {"rope_theta": 1e4, "rope_type": "default"}),

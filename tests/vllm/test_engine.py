@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from speculators.data.hidden_states import ShardWriter, plan_shards
+from speculators.data.hidden_states import ShardWriter, is_whole, plan_shards
+from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.base import DocumentStates
 from speculators.engines.opened import Opening, extracting, generating
+from speculators.engines.stored_states import write_shards
 from speculators.errors import StepError
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
+
+pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
 
 LAYERS = (2, 3, 5)
 
@@ -24,9 +28,11 @@ def servers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if "vllm" in " ".join(child.cmdline())]
 
 
-def documents() -> list[torch.Tensor]:
+def documents(lengths: Sequence[int] = (3, 90, 17, 300, 16, 33)) -> list[Reading]:
+    """Of random tokens; the verifier's predictions are wanted after the later ones."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (length,), generator=generator) for length in (3, 90, 17, 300, 16, 33)]
+    ids = [torch.randint(0, 256, (length,), generator=generator) for length in lengths]
+    return [Reading(one, torch.arange(len(one)) >= len(one) // 3) for one in ids]
 
 
 def test_greedy_answers_are_the_same_and_a_kill_among_them_is_told(
@@ -58,6 +64,29 @@ def test_greedy_answers_are_the_same_and_a_kill_among_them_is_told(
     assert (scratch / "vllm-0.log").is_file(), "what the server said is kept when it fails"
 
 
+def test_a_server_killed_in_the_middle_of_extraction_is_told_and_what_was_whole_is_kept(
+    verifier: Path, engine: VllmEngine, tmp_path: Path
+) -> None:
+    many = documents([200] * 96)
+    shards = plan_shards([200] * len(many), 4 * 128 * 4 + 4, 8 * 200 * 4 * 128 * 4)
+    assert len(shards) > 8
+
+    def lose_the_server() -> None:
+        with extracting(Opening(engine, verifier, "float32", None, tmp_path / "engine"), LAYERS) as extract:
+            for done in write_shards(extract, many.__getitem__, shards, torch.float32, tmp_path):
+                if done == 2 * 8 * 200 + 200:
+                    serving = (one for one in servers() if "serve" in one.cmdline())
+                    next(one for one in serving if "tied" not in str(one.cmdline())).kill()
+
+    with pytest.raises(StepError, match="ended with code -9 while it was needed"):
+        lose_the_server()
+    assert psutil.wait_procs(servers(), timeout=30)[1] == []
+    whole = [shard.file for shard in shards if is_whole(tmp_path / shard.file, shard)]
+    assert whole[:2] == [shard.file for shard in shards[:2]]
+    assert len(whole) < len(shards)
+    assert not [file.name for file in tmp_path.glob("*.safetensors") if file.name not in whole], "no half file"
+
+
 def test_hidden_states_agree_layer_by_layer_and_scratch_files_go(
     verifier: Path, engine: VllmEngine, embedded: TransformersEngine, tmp_path: Path
 ) -> None:
@@ -85,3 +114,17 @@ def test_hidden_states_agree_layer_by_layer_and_scratch_files_go(
     for states in theirs.values():
         writer.put(states.number, states.aux, states.last, states.argmax)
     writer.publish(tmp_path)
+
+
+def test_the_last_state_alone_is_given_to_drafts_that_read_no_other(
+    verifier: Path, engine: VllmEngine, embedded: TransformersEngine, tmp_path: Path
+) -> None:
+    found: list[dict[int, DocumentStates]] = []
+    for number, one in enumerate((engine, embedded)):
+        with extracting(Opening(one, verifier, "float32", None, tmp_path / str(number)), ()) as extract:
+            found.append({states.number: states for states in extract(documents())})
+    theirs, ours = found
+    for number, states in ours.items():
+        assert theirs[number].aux.shape == states.aux.shape == (len(states.argmax), 0)
+        assert (theirs[number].last - states.last).norm() < 1e-3 * states.last.norm()
+        assert torch.equal(states.argmax, theirs[number].argmax)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from speculators.algorithms.decoder_layout import verifier_sizes, written_sizes
 from speculators.errors import UsageError
+from speculators.verifiers.layer_ids import auto_layers, resolve_layers
 
 if TYPE_CHECKING:
     from speculators.recipe.shapes.eagle3 import Eagle3
     from speculators.verifiers.facts import VerifierFacts
-
-_UNSERVED_ROPE_KEYS = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")  # the draft is a plain Llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Eagle3Config:
 
     `aux_layers` are ids of residual streams *entering* a verifier layer; `rope` has the form of transformers 5's
     `rope_parameters`. `norm_*` and `fc_norm` are the checkpoint format's names for the recipe's `normalization`.
+    `target_hidden_size` is the width of the verifier's streams where it is not the draft's own (null: it is).
     """
 
     hidden_size: int
@@ -41,6 +42,7 @@ class Eagle3Config:
     fc_norm: bool = False
     norm_output: bool = False
     embed_requires_grad: bool = False
+    target_hidden_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_act != "silu":
@@ -53,9 +55,14 @@ class Eagle3Config:
             )
 
     @property
+    def stream_width(self) -> int:
+        """Width of one of the verifier's streams."""
+        return self.target_hidden_size or self.hidden_size
+
+    @property
     def aux_width(self) -> int:
         """Width of the verifier's features: its streams side by side."""
-        return len(self.aux_layers) * self.hidden_size
+        return len(self.aux_layers) * self.stream_width
 
     @property
     def has_vocabulary_map(self) -> bool:
@@ -72,17 +79,9 @@ class Eagle3Config:
         """
         norms = options.normalization
         return cls(
-            hidden_size=facts.hidden_size,
-            intermediate_size=facts.intermediate_size,
-            attention_heads=facts.attention_heads,
-            key_value_heads=facts.key_value_heads,
-            head_dim=facts.head_dim,
-            vocab_size=facts.vocab_size,
+            **verifier_sizes(facts),
             draft_vocab_size=draft_vocab_size,
             aux_layers=tuple(aux_layers),
-            rope={key: value for key, value in facts.rope.items() if key not in _UNSERVED_ROPE_KEYS},
-            rms_norm_eps=facts.rms_norm_eps,
-            max_position_embeddings=facts.max_position_embeddings,
             layers=options.layers,
             norm_before_residual=norms.before_residual,
             norm_before_fc=norms.before_fc,
@@ -127,43 +126,62 @@ class Eagle3Config:
             "norm_output": self.norm_output,
             "embed_requires_grad": self.embed_requires_grad,
             "eagle_aux_hidden_state_layer_ids": list(self.aux_layers),
-            "target_hidden_size": None,
+            "target_hidden_size": self.target_hidden_size,
             "tie_word_embeddings": False,
         }
 
     @classmethod
-    def from_config_json(cls, config: Mapping[str, Any]) -> Eagle3Config:
+    def from_config_json(
+        cls, config: Mapping[str, Any], verifier_layers: Callable[[], int] | None = None
+    ) -> Eagle3Config:
         """The shape of a draft from its config.json; keys that older checkpoints lack mean what vLLM takes them to.
 
-        Raises UsageError when a key is missing that nothing can stand in for.
+        Layers that are not listed are those of "auto", from the number that `verifier_layers` gives. Raises UsageError
+        when a key is missing that nothing can stand in for.
         """
-        try:
-            layer = config["transformer_layer_config"]
-            hidden, heads = layer["hidden_size"], layer["num_attention_heads"]
-            rope = dict(layer.get("rope_parameters") or layer.get("rope_scaling") or {})
-            rope.setdefault("rope_type", rope.pop("type", "default"))
-            rope.setdefault("rope_theta", float(layer.get("rope_theta") or 10000.0))
-            if config.get("target_hidden_size") not in (None, hidden):
-                raise UsageError("a draft narrower or wider than its verifier (`target_hidden_size`) is not supported")
-            return cls(
-                hidden_size=hidden,
-                intermediate_size=layer["intermediate_size"],
-                attention_heads=heads,
-                key_value_heads=layer.get("num_key_value_heads") or heads,
-                head_dim=layer.get("head_dim") or hidden // heads,
-                vocab_size=layer["vocab_size"],
-                draft_vocab_size=config.get("draft_vocab_size") or layer["vocab_size"],
-                aux_layers=tuple(config["eagle_aux_hidden_state_layer_ids"]),
-                rope=rope,
-                rms_norm_eps=layer["rms_norm_eps"],
-                max_position_embeddings=layer.get("max_position_embeddings") or 2048,
-                layers=layer.get("num_hidden_layers") or 1,
-                hidden_act=layer.get("hidden_act") or "silu",
-                norm_before_residual=config.get("norm_before_residual", True),
-                norm_before_fc=config.get("norm_before_fc", False),
-                fc_norm=config.get("fc_norm", False),
-                norm_output=config.get("norm_output", False),
-                embed_requires_grad=config.get("embed_requires_grad", False),
-            )
-        except KeyError as error:
-            raise UsageError(f"config.json of the draft has no key {error}") from error
+        return cls(**written_fields(config, verifier_layers, norm_before_residual=True))
+
+
+Config = Eagle3Config
+
+
+def verifier_layers(options: Eagle3, layers: int) -> tuple[int, ...]:
+    """Ids of the streams that the draft of a recipe reads of a verifier with so many layers."""
+    return resolve_layers(options.aux_layers, layers)
+
+
+def trained_parameters(options: Eagle3, facts: Mapping[str, float]) -> float:
+    """How many parameters are trained, embeddings left out, from the verifier's sizes."""
+    hidden, vocabulary = facts["hidden_size"], facts["vocab_size"]
+    layer = (11 * hidden + 3 * facts.get("intermediate_size", 4 * hidden)) * hidden * options.layers
+    return layer + (options.draft_vocab_size or vocabulary) * hidden
+
+
+def written_fields(
+    config: Mapping[str, Any], verifier_layers: Callable[[], int] | None, *, norm_before_residual: bool
+) -> dict[str, Any]:
+    """The fields that a config.json says; `norm_before_residual` is what its absence means."""
+    try:
+        layer = config["transformer_layer_config"]
+        return {
+            **written_sizes(config, default_theta=10000.0),
+            "draft_vocab_size": config.get("draft_vocab_size") or layer["vocab_size"],
+            "aux_layers": _listed(config, verifier_layers),
+            "layers": layer.get("num_hidden_layers") or 1,
+            "hidden_act": layer.get("hidden_act") or "silu",
+            "norm_before_residual": config.get("norm_before_residual", norm_before_residual),
+            "norm_before_fc": config.get("norm_before_fc", False),
+            "fc_norm": config.get("fc_norm", False),
+            "norm_output": config.get("norm_output", False),
+            "embed_requires_grad": config.get("embed_requires_grad", False),
+            "target_hidden_size": config.get("target_hidden_size"),
+        }
+    except KeyError as error:
+        raise UsageError(f"config.json of the draft has no key {error}") from error
+
+
+def _listed(config: Mapping[str, Any], verifier_layers: Callable[[], int] | None) -> tuple[int, ...]:
+    ids = config.get("eagle_aux_hidden_state_layer_ids")
+    if not ids and verifier_layers is not None:
+        return auto_layers(verifier_layers())
+    return tuple(config["eagle_aux_hidden_state_layer_ids"])

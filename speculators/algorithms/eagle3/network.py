@@ -11,17 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from speculators.algorithms.base import DraftNetwork
 from speculators.algorithms.eagle3.config import Eagle3Config
+from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.decoder import DecoderLayer
 from speculators.layers.rotary import Rotary, Tables
+from speculators.verifiers.weights import VerifierWeights
 
 INITIAL_STD = 0.02
 """Standard deviation of matrices that do not start as the verifier's."""
 
 
-class Eagle3Network(nn.Module):
+class Eagle3Network(DraftNetwork):
     """The draft. `d2t` int64 [Vd] (offsets) and `t2d` bool [V] are buffers, only when the vocabulary is reduced."""
 
+    config: Eagle3Config
     d2t: torch.Tensor
     t2d: torch.Tensor
 
@@ -32,7 +36,9 @@ class Eagle3Network(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
         self.input_norm = nn.RMSNorm(config.aux_width, eps=eps) if config.norm_before_fc else None
         streams = len(config.aux_layers) if config.fc_norm else 0
-        self.fc_norm = nn.ModuleList(nn.RMSNorm(hidden, eps=eps) for _ in range(streams)) if streams else None
+        self.fc_norm = (
+            nn.ModuleList(nn.RMSNorm(config.stream_width, eps=eps) for _ in range(streams)) if streams else None
+        )
         self.fc = nn.Linear(config.aux_width, hidden, bias=False)
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -60,6 +66,13 @@ class Eagle3Network(nn.Module):
         if not self.config.has_vocabulary_map:
             return None
         return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The output head's weight [Vd, h]."""
+        weight = self.lm_head.weight
+        assert isinstance(weight, torch.Tensor)  # noqa: S101  a linear layer's weight
+        return weight
 
     def fuse(self, aux: torch.Tensor) -> torch.Tensor:
         """g [..., h] from the verifier's streams `aux` [..., A*h]."""
@@ -113,18 +126,9 @@ class Eagle3Network(nn.Module):
         return result
 
     @torch.no_grad()
-    def start_from(
-        self,
-        *,
-        embedding: torch.Tensor,
-        head: torch.Tensor,
-        norm: torch.Tensor,
-        generator: torch.Generator,
-        d2t: torch.Tensor | None = None,
-        t2d: torch.Tensor | None = None,
-    ) -> None:
-        """Fill all parameters: the verifier's `embedding` [V, h], `head` [V, h] (its rows of the draft's vocabulary)
-        and final `norm` [h]; other matrices normal with std 0.02, other norms one.
+    def start_from(self, weights: VerifierWeights, vocabulary: DraftVocabulary, generator: torch.Generator) -> None:
+        """Fill all parameters: embedding, head (its rows of the draft's vocabulary) and final norm the verifier's,
+        other matrices normal with std 0.02, other norms one.
 
         Starting the layer from the verifier's last one was measured, and is worse.
         """
@@ -133,12 +137,11 @@ class Eagle3Network(nn.Module):
                 parameter.normal_(0.0, INITIAL_STD, generator=generator)
             else:
                 parameter.fill_(1.0)
-        if self.config.has_vocabulary_map:
-            if d2t is None or t2d is None:
-                raise ValueError("a draft with a reduced vocabulary needs d2t and t2d")
-            self.d2t.copy_(d2t)
-            self.t2d.copy_(t2d)
+        self.map_vocabulary(vocabulary)
         rows = self.target_ids
-        self.embed_tokens.weight.copy_(embedding)
-        self.lm_head.weight.copy_(head if rows is None else head[rows])
-        self.norm.weight.copy_(norm)
+        self.embed_tokens.weight.copy_(weights.embedding)
+        self.lm_head.weight.copy_(weights.head if rows is None else weights.head[rows])
+        self.norm.weight.copy_(weights.norm)
+
+
+Network = Eagle3Network

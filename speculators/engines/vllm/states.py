@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from speculators.data.tokens import Reading
 from speculators.engines.base import DocumentStates
+from speculators.engines.predictions import predictions
 from speculators.engines.vllm.client import Body, complete
 from speculators.errors import StepError
 from speculators.layers.vocabulary import VerifierHead
@@ -38,13 +40,14 @@ class Reader:
         return cls(scratch, tuple(layers), tuple(sorted({*layers, depth})), head)
 
     def documents(
-        self, urls: Sequence[str], model: str, documents: Sequence[torch.Tensor], *, at_once: int
-    ) -> Iterator[DocumentStates]:
+        self, urls: Sequence[str], model: str, documents: Sequence[Reading], *, at_once: int
+    ) -> Generator[DocumentStates, None, None]:
         """The states of every document, as they are ready; at most `at_once` files a server wait to be read."""
+        rows = max(1, HEAD_BYTES // (4 * self.head.weight.shape[0]))
         order = sorted(range(len(documents)), key=lambda number: -len(documents[number]))
         bodies: list[Body] = [
             {
-                "prompt": documents[number].tolist(),
+                "prompt": documents[number].input_ids.tolist(),
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "extra_body": {"return_token_ids": True},
@@ -53,12 +56,12 @@ class Reader:
         ]
         for place, (states, token_ids) in complete(urls, model, bodies, self._received, at_once=at_once):
             number = order[place]
-            if not torch.equal(token_ids, documents[number].long()):
+            if not torch.equal(token_ids, documents[number].input_ids):
                 raise StepError(f"vLLM read other tokens than it was sent in document {number}; its states are no use")
             streams = {layer: states[:, column] for column, layer in enumerate(self.columns)}
             last = streams[self.columns[-1]]
-            aux = torch.cat([streams[layer] for layer in self.layers], -1)
-            yield DocumentStates(number, aux, last, self._argmax(last))
+            aux = torch.cat([streams[layer] for layer in self.layers], -1) if self.layers else last[:, :0]
+            yield DocumentStates(number, aux, last, predictions(last, documents[number].predicts, self._argmax, rows))
 
     def _received(self, answer: Body) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the file that an answer names, which must lie in our scratch folder, and remove it."""
@@ -78,7 +81,5 @@ class Reader:
 
     @torch.no_grad()
     def _argmax(self, last: torch.Tensor) -> torch.Tensor:
-        rows = max(1, HEAD_BYTES // (4 * self.head.weight.shape[0]))
         weight = self.head.weight
-        found = [self.head.normed(part.to(weight.device)) @ weight.T for part in torch.split(last.float(), rows)]
-        return torch.cat([part.max(-1).indices for part in found]).to("cpu", torch.int32)
+        return (self.head.normed(last.to(weight.device, torch.float32)) @ weight.T).max(-1).indices

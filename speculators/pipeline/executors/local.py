@@ -9,31 +9,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Work:
-    """Everything an executor may know: the command, where its output goes, and its environment."""
-
-    argv: tuple[str, ...]
-    log: Path
-    environment: Mapping[str, str]
-
-
-class Executor(Protocol):
-    """Something that runs commands; called from several threads."""
-
-    def run(self, work: Work) -> int:
-        """Run to the end; the exit status, negative for the signal that ended it."""
-
-    def stop(self) -> None:
-        """End everything that runs; `run` returns soon after."""
-
-    def kill(self) -> None:
-        """End everything at once."""
+from speculators.pipeline.executors.base import ALONE, Caller, Work
+from speculators.pipeline.machine import machine_key, total_memory
+from speculators.pipeline.step import Step
 
 
 class LocalExecutor:
@@ -43,13 +23,22 @@ class LocalExecutor:
     a runner that was killed. What a worker leaves running when it ends (a server, its children) is killed with it.
     """
 
+    one_machine = True
+
     def __init__(self, grace: float = 10.0) -> None:
+        """`grace`: seconds between asking everything to end and killing what has not."""
         self._grace = grace
         self._running: set[int] = set()
         self._stopped = False
         self._lock = threading.Lock()
 
-    def run(self, work: Work) -> int:
+    def machine(self, step: Step) -> Mapping[str, Any]:
+        return machine_key()
+
+    def memory(self, step: Step) -> int | None:
+        return total_memory()
+
+    def run(self, work: Work, caller: Caller = ALONE) -> int:
         """Run one worker; 130 when everything has been stopped already."""
         work.log.parent.mkdir(parents=True, exist_ok=True)
         with work.log.open("ab") as log:
@@ -61,7 +50,7 @@ class LocalExecutor:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=dict(work.environment),
+                    env={**os.environ, **work.environment},
                     start_new_session=True,
                 )
                 self._running.add(process.pid)

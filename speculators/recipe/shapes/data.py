@@ -34,8 +34,13 @@ class Regenerate(Shape, frozen=True):
 
 
 class HiddenStates(Shape, frozen=True):
-    """How the verifier's states are stored, and in what precision its matrix products are taken."""
+    """Whether the verifier's states are stored or made in training, and in what precisions.
 
+    `buffer_tokens`: online, tokens whose states may be on their way to the training at once (operational).
+    """
+
+    mode: Literal["offline", "online"]
+    buffer_tokens: int
     dtype: Dtype
     compute_dtype: Dtype | Literal["verifier"]
     keep: Literal["forever", "until_trained"]

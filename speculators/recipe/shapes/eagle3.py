@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
-from speculators.recipe.shapes.common import Shape
+from speculators.recipe.finding import Finding
+from speculators.recipe.shapes.common import DraftOptions, Shape
+from speculators.recipe.shapes.losses import LossWeights, loss_findings
 
 
 class TrainingTimeTest(Shape, frozen=True):
@@ -23,20 +26,10 @@ class Normalization(Shape, frozen=True):
     output: bool
 
 
-class LossWeights(Shape, frozen=True):
-    """The weight of every named loss in the mix; zero leaves it out."""
-
-    kl: float
-    rkl: float
-    jsd: float
-    ce: float
-    tv: float
-    nla: float
-    lk: float
-
-
-class Eagle3(Shape, frozen=True, tag="eagle3", tag_field="type"):
+class Eagle3(DraftOptions, frozen=True, tag="eagle3", tag_field="type"):
     """An EAGLE-3 draft: its shape and its objective."""
+
+    drafts_trees: ClassVar[bool] = True
 
     layers: int
     draft_vocab_size: int | None
@@ -50,3 +43,21 @@ class Eagle3(Shape, frozen=True, tag="eagle3", tag_field="type"):
     feature_noise: float
     train_embeddings: bool
     train_head: bool
+
+    @property
+    def speculative_tokens(self) -> int:
+        """As many as training unrolls."""
+        return self.training_time_test.steps
+
+    @property
+    def train_version(self) -> int:
+        """Since 2 each document has feature noise of its own, so that processes can divide a batch."""
+        return 2 if self.feature_noise else 1
+
+    def findings(self) -> Iterator[Finding]:
+        """A mix of losses that does not fit the teacher, and two norms for the same states."""
+        is_renormalized = self.teacher == "renormalized" and self.draft_vocab_size is not None
+        yield from loss_findings(self.loss, renormalized=is_renormalized)
+        if self.normalization.before_fc and self.normalization.per_aux_layer:
+            what = "`before_fc` and `per_aux_layer` are two ways to norm the same states"
+            yield Finding(("algorithm", "normalization"), what, "set one of them to false")

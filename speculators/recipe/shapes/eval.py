@@ -7,6 +7,14 @@ from typing import Literal
 from speculators.recipe.shapes.common import Shape
 
 
+class Tree(Shape, frozen=True):
+    """A dynamic tree: levels, nodes of each that are continued and by how many tokens, nodes that are verified."""
+
+    depth: int
+    width: int
+    nodes: int
+
+
 class Acceptance(Shape, frozen=True):
     """Real drafting and verifying on every prompt of the suites.
 
@@ -15,27 +23,60 @@ class Acceptance(Shape, frozen=True):
 
     suites: tuple[str, ...]
     temperature: tuple[float, ...]
-    speculative_tokens: int
+    speculative_tokens: int | Literal["auto"]
+    most_speculative_tokens: int
     max_new_tokens: int
     prompts: int | None
+    tree: Tree | None
     concurrency: int
 
 
-class Profile(Shape, frozen=True):
-    """A GuideLLM load profile; `levels` are the numbers of concurrent streams."""
+class Synchronous(Shape, frozen=True, tag="synchronous", tag_field="type"):
+    """One request after another."""
 
-    type: Literal["synchronous", "concurrent", "throughput"]
+
+class Concurrent(Shape, frozen=True, tag="concurrent", tag_field="type"):
+    """`levels` are numbers of streams at once, measured one after another."""
+
     levels: tuple[int, ...]
 
 
-class Variant(Shape, frozen=True):
-    """What is served: the verifier alone (`dense`) or with the draft (`speculator`)."""
+class Throughput(Shape, frozen=True, tag="throughput", tag_field="type"):
+    """All requests at once."""
 
-    name: Literal["dense", "speculator"]
+
+class Constant(Shape, frozen=True, tag="constant", tag_field="type"):
+    """`rates` are requests per second, measured one after another."""
+
+    rates: tuple[float, ...]
+
+
+class Sweep(Shape, frozen=True, tag="sweep", tag_field="type"):
+    """Synchronous, throughput, and constant rates between the two: `points` in all."""
+
+    points: int
+
+
+Profile = Synchronous | Concurrent | Throughput | Constant | Sweep
+"""How the server is loaded."""
+
+
+class Variant(Shape, frozen=True):
+    """What is served: the verifier alone (`dense`), with the draft (`speculator`), or another `verifier` (else)."""
+
+    name: str
+    verifier: str | None
+    revision: str | None
+    draft: bool
+
+    @property
+    def uses_draft(self) -> bool:
+        """Whether it is served with the draft."""
+        return self.name != "dense" and self.draft
 
 
 class Benchmark(Shape, frozen=True):
-    """A GuideLLM run against the served model, once per variant."""
+    """GuideLLM runs against the served model: every point of the profile, for every variant."""
 
     profile: Profile
     requests_per_level: int

@@ -5,7 +5,9 @@ import torch
 
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
+from speculators.data.vocabulary import Coverage, DraftVocabulary
 from speculators.errors import UsageError
+from speculators.verifiers.weights import VerifierWeights
 
 Build = Callable[..., Eagle3Network]
 BuildConfig = Callable[..., Eagle3Config]
@@ -62,8 +64,10 @@ def test_a_fresh_draft_starts_with_the_verifiers_embedding_head_rows_and_norm(ti
     embedding, head, norm = torch.randn(V, H), torch.randn(V, H), torch.randn(H)
     kept = torch.arange(0, V)[-VD:]
     t2d = torch.zeros(V, dtype=torch.bool).index_fill_(0, kept, True)
-    seed = torch.Generator().manual_seed(1)
-    network.start_from(embedding=embedding, head=head, norm=norm, generator=seed, d2t=kept - torch.arange(VD), t2d=t2d)
+    reduced = DraftVocabulary(VD, V, kept - torch.arange(VD), t2d, Coverage(1.0, 1.0))
+    network.start_from(VerifierWeights(embedding, head, norm, 1e-5), reduced, torch.Generator().manual_seed(1))
+    assert torch.equal(network.d2t, kept - torch.arange(VD))
+    assert torch.equal(network.t2d, t2d)
     assert torch.equal(network.embed_tokens.weight, embedding)
     assert torch.equal(network.lm_head.weight, head[kept])
     assert torch.equal(network.norm.weight, norm)

@@ -11,9 +11,11 @@ from speculators.algorithms.base import Batch
 from speculators.algorithms.chains import find_chains
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.objective import Eagle3Objective
+from speculators.data.hidden_states import NOT_TAKEN
 from speculators.layers.products import mix_precision
 from speculators.layers.vocabulary import VerifierHead
-from speculators.recipe.shapes.eagle3 import Eagle3, LossWeights, Normalization, TrainingTimeTest
+from speculators.recipe.shapes.eagle3 import Eagle3, Normalization, TrainingTimeTest
+from speculators.recipe.shapes.losses import LossWeights
 
 Build = Callable[..., Eagle3Network]
 H, V, HEADS, KV, D = 24, 50, 6, 2, 4
@@ -72,13 +74,15 @@ def batch_for(masks: list[str], seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.tensor([flag == "1" for flag in "".join(masks)])
     n = len(mask)
+    # As it is stored: the verifier's own choice is there only where the next token of the document is an answer's.
+    answered = torch.tensor([flag == "1" for one in masks for flag in f"{one[1:]}0"])
     return Batch(
         lengths=tuple(len(one) for one in masks),
         input_ids=torch.randint(0, V, (n,), generator=generator),
         loss_mask=mask,
         aux=torch.randn(n, 3 * H, generator=generator, dtype=torch.float64),
         last=torch.randn(n, H, generator=generator, dtype=torch.float64),
-        argmax=torch.randint(0, V, (n,), generator=generator),
+        argmax=torch.where(answered, torch.randint(0, V, (n,), generator=generator), NOT_TAKEN),
     )
 
 
@@ -366,14 +370,14 @@ def test_a_batch_without_answers_has_no_loss(tiny_network: Build) -> None:
     assert (result.loss.item(), result.measured) == (0.0, {})
 
 
-def test_feature_noise_is_the_generators_and_only_with_one(tiny_network: Build) -> None:
+def test_feature_noise_is_the_generators_and_only_with_them(tiny_network: Build) -> None:
     chosen = options(feature_noise=0.5)
     objective = Eagle3Objective(network_for(tiny_network, chosen), chosen, verifier_head())
     batch = batch_for(MASKS["gaps"])
 
     def loss(seed: int | None) -> float:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return objective.evaluate(batch, generator).loss.item()
+        noise = None if seed is None else lambda place: torch.Generator().manual_seed(seed + 10 * place)
+        return objective.evaluate(batch, noise).loss.item()
 
     assert loss(1) == loss(1)
     assert len({loss(1), loss(2), loss(None)}) == 3

@@ -114,7 +114,15 @@ def shards_estimate(scope):
 
 STEPS = (
     Step("numbers", 1, ("numbers",), make_numbers),
-    Step("shards", 1, ("shards.factor", "shards.fail", "disk"), make_shards, ("numbers",), estimate=shards_estimate),
+    Step(
+        "shards",
+        1,
+        ("shards.factor", "shards.fail", "disk"),
+        make_shards,
+        ("numbers",),
+        estimate=shards_estimate,
+        spares_disk="`--set shards.factor=1` makes fewer",
+    ),
     Step("words", 1, ("words",), make_words, external=words_external, light=True),
     Step("total", 1, ("total",), make_total, ("shards", "words")),
     Step("report", 1, (), make_report, ("total",), cached=False),

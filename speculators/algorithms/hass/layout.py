@@ -1,0 +1,9 @@
+"""How a HASS draft stands on disk: as EAGLE-1's, under another name."""
+
+from __future__ import annotations
+
+from speculators.algorithms.eagle.layout import IS_SERVED, completed, problems, tensors, written
+
+__all__ = ["ARCHITECTURE", "IS_SERVED", "completed", "problems", "tensors", "written"]
+
+ARCHITECTURE = "HassDraftModel"

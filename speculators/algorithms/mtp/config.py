@@ -1,0 +1,161 @@
+"""The shape of a verifier's multi-token-prediction head, and how it stands in a checkpoint's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from speculators.algorithms.mtp.styles import STYLES, Style
+from speculators.errors import UsageError
+
+if TYPE_CHECKING:
+    from speculators.recipe.shapes.mtp import Mtp
+    from speculators.verifiers.facts import VerifierFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtpConfig:
+    """Everything that decides the head's parameters and its forward pass.
+
+    `style` names one of `styles.STYLES`; `rope` has the form of transformers 5's `rope_parameters`, of which a
+    `partial_rotary_factor` counts. `biases` are those of the query, key and value projections, `norms_heads` norms
+    queries and keys head by head, `gates_output` has as many gates as queries in `q_proj`, head by head after them.
+    """
+
+    style: str
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    aux_layers: tuple[int, ...]
+    rope: Mapping[str, Any]
+    rms_norm_eps: float
+    max_position_embeddings: int
+    biases: bool = False
+    norms_heads: bool = False
+    gates_output: bool = False
+
+    def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise UsageError(f"`head_style` is {self.style!r}; allowed: {', '.join(STYLES)}")
+        if len(self.aux_layers) != 1:
+            raise UsageError("a multi-token-prediction head reads one of the verifier's streams, the last")
+
+    @property
+    def how(self) -> Style:
+        """What the style says."""
+        return STYLES[self.style]
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are turned by its position; the others are left."""
+        return int(self.head_dim * float(self.rope.get("partial_rotary_factor", 1.0)))
+
+    @classmethod
+    def for_verifier(
+        cls, facts: VerifierFacts, options: Mtp, *, draft_vocab_size: int, aux_layers: Sequence[int]
+    ) -> MtpConfig:
+        """The head that a verifier of this kind has, as far as its config tells; its tensors tell the rest.
+
+        Raises UsageError when the config promises no such head, or more than one.
+        """
+        if facts.mtp_layers != 1:
+            raise UsageError(
+                f"`algorithm.type` is mtp, which fine-tunes a verifier's own multi-token-prediction head, but this "
+                f"verifier ({facts.model_type}) has {facts.mtp_layers or 'none'}; another algorithm trains a new draft"
+            )
+        is_qwen = facts.model_type.startswith(("qwen3_next", "qwen3_5"))
+        style = "qwen" if is_qwen else "glm" if facts.model_type.startswith(("glm", "deepseek")) else "mimo"
+        return cls(
+            **sizes(facts),
+            style=style,
+            aux_layers=tuple(aux_layers),
+            biases=not is_qwen,
+            norms_heads=is_qwen,
+            gates_output=is_qwen,
+        )
+
+    def to_config_json(self) -> dict[str, Any]:
+        """The head's part of config.json."""
+        rope = dict(self.rope)
+        return {
+            "architectures": ["MtpDraftModel"],
+            "speculators_model_type": "mtp",
+            "num_nextn_predict_layers": 1,
+            "head_style": self.style,
+            "transformer_layer_config": {
+                "model_type": "llama",
+                "hidden_size": self.hidden_size,
+                "intermediate_size": self.intermediate_size,
+                "num_hidden_layers": 1,
+                "num_attention_heads": self.attention_heads,
+                "num_key_value_heads": self.key_value_heads,
+                "head_dim": self.head_dim,
+                "vocab_size": self.vocab_size,
+                "hidden_act": "silu",
+                "rms_norm_eps": self.rms_norm_eps,
+                "rope_parameters": rope,
+                "rope_theta": rope.get("rope_theta", 10000.0),
+                "max_position_embeddings": self.max_position_embeddings,
+                "attention_bias": self.biases,
+                "use_qk_norm": self.norms_heads,
+                "attn_output_gate": self.gates_output,
+            },
+            "aux_hidden_state_layer_ids": list(self.aux_layers),
+        }
+
+    @classmethod
+    def from_config_json(cls, config: Mapping[str, Any], verifier_layers: Callable[[], int] | None = None) -> MtpConfig:
+        """Back from there; raises UsageError when a key is missing."""
+        try:
+            layer = config["transformer_layer_config"]
+            return cls(
+                style=config["head_style"],
+                hidden_size=layer["hidden_size"],
+                intermediate_size=layer["intermediate_size"],
+                attention_heads=layer["num_attention_heads"],
+                key_value_heads=layer["num_key_value_heads"],
+                head_dim=layer["head_dim"],
+                vocab_size=layer["vocab_size"],
+                aux_layers=tuple(config["aux_hidden_state_layer_ids"]),
+                rope=layer["rope_parameters"],
+                rms_norm_eps=layer["rms_norm_eps"],
+                max_position_embeddings=layer["max_position_embeddings"],
+                biases=layer["attention_bias"],
+                norms_heads=layer["use_qk_norm"],
+                gates_output=layer["attn_output_gate"],
+            )
+        except KeyError as error:
+            raise UsageError(f"config.json of the draft has no key {error}") from error
+
+
+Config = MtpConfig
+
+
+def sizes(facts: VerifierFacts) -> dict[str, Any]:
+    """The fields that a head shares with its verifier."""
+    return {
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "attention_heads": facts.attention_heads,
+        "key_value_heads": facts.key_value_heads,
+        "head_dim": facts.head_dim,
+        "vocab_size": facts.vocab_size,
+        "rope": {key: value for key, value in facts.rope.items() if not key.startswith("mrope")},
+        "rms_norm_eps": facts.rms_norm_eps,
+        "max_position_embeddings": facts.max_position_embeddings,
+    }
+
+
+def verifier_layers(options: Mtp, layers: int) -> tuple[int, ...]:
+    """The one stream that is read: after the last of the verifier's layers, before its final norm."""
+    return (layers,)
+
+
+def trained_parameters(options: Mtp, facts: Mapping[str, float]) -> float:
+    """How many parameters are trained, from the verifier's sizes; embedding and head are the verifier's."""
+    hidden = facts["hidden_size"]
+    return (6 * hidden + 3 * facts.get("intermediate_size", 4 * hidden)) * hidden

@@ -1,0 +1,54 @@
+"""The head as a verifier's checkpoint has it, which is where its training starts; transformers drops these tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from speculators.algorithms.mtp.config import MtpConfig
+from speculators.algorithms.mtp.styles import HEAD, NativeHead, find_head
+from speculators.errors import UsageError
+from speculators.verifiers.weights import VerifierWeights, read_tensors, tensor_files
+
+
+def native_head(directory: Path, layers: int) -> NativeHead:
+    """Where the head's tensors are in the directory of a verifier with so many layers.
+
+    Raises UsageError when it has none that can be trained.
+    """
+    return find_head(tensor_files(directory), layers, str(directory))
+
+
+def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, dict[str, torch.Tensor]]:
+    """The head's shape as its tensors tell it, and these in the types they have, under the names of our format.
+
+    `config` is what the verifier's config tells. Raises UsageError when there is no head that can be trained, or one
+    with an embedding or a head of its own.
+    """
+    directory = weights.directory
+    if directory is None:
+        raise UsageError("a verifier's multi-token-prediction head can only be read from its directory")
+    native = native_head(directory, config.aux_layers[0])
+    tensors = read_tensors(directory, native.names.values())
+    own = {ours: tensors[name] for ours, name in native.names.items()}
+    for name, copy in read_tensors(directory, native.copies).items():
+        if not torch.equal(copy.float(), weights.embedding if name.endswith("embed_tokens.weight") else weights.head):
+            raise UsageError(
+                f"{directory}: {name} is not the verifier's own; a head that shares nothing is not trained"
+            )
+    for name, tensor in own.items():
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(f"{directory}: {native.names[name]} is {kind}; a quantized head cannot be trained")
+    queries = config.attention_heads * config.head_dim
+    told = replace(
+        config,
+        intermediate_size=len(own["mlp.gate_proj.weight"]),
+        style=native.style,
+        biases="self_attn.q_proj.bias" in own,
+        norms_heads="self_attn.q_norm.weight" in own,
+        gates_output=len(own["self_attn.q_proj.weight"]) == 2 * queries,
+    )
+    return told, {HEAD + name: tensor for name, tensor in own.items()}

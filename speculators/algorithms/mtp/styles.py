@@ -1,0 +1,154 @@
+"""How families of verifiers build their multi-token-prediction head, and what its tensors are called there.
+
+A style says what a decoder layer around two norms and a projection leaves open. Each of these is read from vLLM's
+model of the family, because there the head will be served; a difference would only ever show as a lower acceptance.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from speculators.errors import UsageError
+
+HEAD = "mtp_layers.0."
+"""What the names of the head's tensors begin with in a checkpoint of ours."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to build the head.
+
+    `embedding_first`: the projection reads [embedding; state], else [state; embedding]. `reads_normed`: the verifier's
+    state is taken after its final norm. `passes_normed`: the next step gets the state after the head's own last norm.
+    `blanks_first`: the embedding beside position 0 is zero. `shifts_norms`: every norm multiplies by 1 + weight.
+    `names`: what the outer tensors are called, for those that are not called as here.
+    """
+
+    embedding_first: bool
+    reads_normed: bool
+    passes_normed: bool
+    blanks_first: bool
+    shifts_norms: bool
+    names: Mapping[str, str]
+    copies: tuple[str, ...] = ()
+    """Tensors of the head that repeat the verifier's embedding or head."""
+
+
+STYLES = {
+    # vLLM: mimo_mtp.py. `model.mtp_layers.0.*`
+    "mimo": Style(
+        embedding_first=False,
+        reads_normed=False,
+        passes_normed=True,
+        blanks_first=True,
+        shifts_norms=False,
+        names={},
+    ),
+    # vLLM: qwen3_next_mtp.py, qwen3_5_mtp.py. `mtp.*`
+    "qwen": Style(
+        embedding_first=True,
+        reads_normed=True,
+        passes_normed=True,
+        blanks_first=False,
+        shifts_norms=True,
+        names={
+            "token_layernorm.weight": "pre_fc_norm_embedding.weight",
+            "hidden_layernorm.weight": "pre_fc_norm_hidden.weight",
+            "input_proj.weight": "fc.weight",
+            "final_layernorm.weight": "norm.weight",
+        },
+    ),
+    # vLLM: glm4_moe_mtp.py. `model.layers.N.*`, with N the number of the verifier's layers
+    "glm": Style(
+        embedding_first=True,
+        reads_normed=True,
+        passes_normed=False,
+        blanks_first=True,
+        shifts_norms=False,
+        names={
+            "token_layernorm.weight": "enorm.weight",
+            "hidden_layernorm.weight": "hnorm.weight",
+            "input_proj.weight": "eh_proj.weight",
+            "final_layernorm.weight": "shared_head.norm.weight",
+        },
+        copies=("embed_tokens.weight", "shared_head.head.weight"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class NativeHead:
+    """The head in a verifier's checkpoint.
+
+    `names` maps each of the head's tensors as ours (without `HEAD`) to the checkpoint's name; `copies` are the names of
+    tensors there that repeat the verifier's embedding or head.
+    """
+
+    style: str
+    names: Mapping[str, str]
+    copies: tuple[str, ...]
+
+
+def find_head(names: Iterable[str], layers: int, where: str) -> NativeHead:
+    """The head among the tensor `names` of a verifier of so many layers; `where` names it in messages.
+
+    Raises UsageError when there is none, more than one, or one that is no decoder layer with plain attention and MLP.
+    """
+    found = {name: place for name in names if (place := _located(name, layers)) is not None}
+    if not found:
+        raise UsageError(
+            f"{where} has no multi-token-prediction head: none of its tensors is called mtp.*, model.mtp_layers.* or "
+            f"model.layers.{layers}.*"
+        )
+    several = sorted(name for name, (_, number, _rest) in found.items() if number)
+    if several:
+        raise UsageError(f"{where} has more than one multi-token-prediction head ({several[0]}); only one is trained")
+    style, *others = sorted({style for style, _, _rest in found.values()})
+    if others:
+        raise UsageError(f"{where} has multi-token-prediction heads of several styles: {style}, {', '.join(others)}")
+    ours = {native: own for own, native in STYLES[style].names.items()}
+    mapped = {ours.get(rest, rest): name for name, (_, _number, rest) in found.items()}
+    copies = tuple(mapped.pop(name) for name in STYLES[style].copies if name in mapped)
+    for own, name in mapped.items():
+        if not _KNOWN.fullmatch(own):
+            raise UsageError(
+                f"{where}: the multi-token-prediction head has {name}; only heads with plain attention and a dense MLP "
+                "can be trained, no experts and no latent attention"
+            )
+    missing = [name for name in _ALWAYS if name not in mapped]
+    if missing:
+        name = STYLES[style].names.get(missing[0], missing[0])
+        raise UsageError(f"{where}: the multi-token-prediction head is not whole, it has no {name}")
+    return NativeHead(style, mapped, copies)
+
+
+_ALWAYS = (
+    "token_layernorm.weight",
+    "hidden_layernorm.weight",
+    "input_proj.weight",
+    "final_layernorm.weight",
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
+    *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
+)
+_KNOWN = re.compile(
+    "|".join((*map(re.escape, _ALWAYS), r"self_attn\.[qkv]_proj\.bias", r"self_attn\.[qk]_norm\.weight"))
+)
+_INSIDE = r"(?:model\.)?(?:language_model\.)?(?:model\.)?"
+_PLACES = {
+    "mimo": re.compile(rf"{_INSIDE}mtp_layers\.(?P<number>\d+)\.(?P<rest>.+)"),
+    "qwen": re.compile(r"mtp\.(?:layers\.(?P<number>\d+)\.)?(?P<rest>.+)"),
+    "glm": re.compile(rf"{_INSIDE}layers\.(?P<number>\d+)\.(?P<rest>.+)"),
+}
+
+
+def _located(name: str, layers: int) -> tuple[str, int, str] | None:
+    """Style, number of the head, and the rest of the name; None for a tensor that belongs to no head."""
+    for style, pattern in _PLACES.items():
+        if match := pattern.fullmatch(name):
+            number = int(match["number"] or 0) - (layers if style == "glm" else 0)
+            return (style, number, match["rest"]) if number >= 0 else None
+    return None

@@ -1,0 +1,163 @@
+"""P-EAGLE's training: every depth of every chain in one pass, deeper ones at a falling share of the positions.
+
+Depth 0 is computed for all positions of a document up to its last root (its keys and values are what deeper ones
+see), depths from 1 on only for the chains that are alive there and were chosen: a query per chain and depth, which
+sees the document's prefix and its own chain's depths. The result equals the dense computation over the same elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
+from speculators.algorithms.chains import Chains, find_chains, spans_of
+from speculators.algorithms.feature_noise import uniform
+from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
+from speculators.algorithms.peagle.network import PEagleNetwork
+from speculators.layers.attention import chain_attention
+from speculators.layers.products import rounded_weight, weights_rounded_once
+from speculators.layers.vocabulary import VerifierHead
+from speculators.recipe.shapes.peagle import DepthSampling, PEagle
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class PEagleObjective:
+    """Loss, gradients and acceptance of a P-EAGLE draft on packed batches; depth d weighs `decay^d`."""
+
+    def __init__(
+        self,
+        network: PEagleNetwork,
+        options: PEagle,
+        verifier: VerifierHead,
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        chunk: int | None = None,
+    ) -> None:
+        """`compute_dtype` is the type of the teacher's products; the network brings its own (`mix_precision`)."""
+        self._network, self._options = network, options
+        criterion = Criterion(
+            losses=options.loss.named(),
+            weights=[options.decay**depth for depth in range(options.depths)],
+            reduction=options.reduction,
+            is_renormalized=options.teacher == "renormalized",
+            drops_unknown=options.out_of_vocabulary == "drop",
+        )
+        dtype = network.norm.weight.dtype
+        self.judge = Judge(
+            criterion, verifier, network.target_ids, dtype=dtype, compute_dtype=compute_dtype, chunk=chunk
+        )
+        network.embed_tokens.weight.requires_grad_(options.train_embeddings)
+        network.lm_head.weight.requires_grad_(options.train_head)
+
+    @property
+    def network(self) -> PEagleNetwork:
+        """The draft that is trained."""
+        return self._network
+
+    @property
+    def steps(self) -> int:
+        """Depths."""
+        return self._options.depths
+
+    def draft_config(self) -> dict[str, Any]:
+        """The draft's part of the checkpoint's config.json."""
+        return self._network.config.to_config_json()
+
+    def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
+        """Loss, measurements and acceptance of one batch, or a part of it.
+
+        With `noise`, features get the recipe's noise and each depth a random share of the positions; without it, every
+        depth is judged everywhere. `measured` has `loss` (weighted), `loss_<j>` and `accuracy_<j>` for j from 1, which
+        is depth j - 1, and each term of a mix.
+        """
+        network = self._network
+        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps)
+        if noise is not None:
+            chains = sampled_depths(chains, self._options.sampling, noise)
+        counted = self.judge.count(batch, chains, total)
+        if not len(chains.roots):
+            return nothing_to_judge(chains)
+        with weights_rounded_once(network):
+            hidden = [network.norm(out) for out in self._pass(batch, chains, noise)]
+            head = network.head_weight, rounded_weight(network.lm_head)
+            return self.judge.judge(batch, chains, counted, hidden, head).evaluation
+
+    def _pass(self, batch: Batch, chains: Chains, noise: Noise | None) -> list[torch.Tensor]:
+        """The last layer's output at every depth, [A_d, h] each: of the chains that are alive there."""
+        network, longest = self._network, max(batch.lengths) + self.steps
+        features = batch.aux[chains.context].to(network.norm.weight.dtype)
+        if noise is not None and self._options.feature_noise:
+            features = features + uniform(features, chains, noise) * self._options.feature_noise
+        state = network.fuse(features).to(features.dtype)  # the residual stream is never rounded
+        embeddings = network.embed(batch.input_ids[chains.context + 1])
+        positions = chains.positions.to(features.device)
+        tables = network.tables(positions, longest)
+
+        deeper = chains.alive[1:]
+        sizes = [len(alive) for alive in deeper]
+        rows = torch.cat([*deeper, chains.roots.new_empty(0)])
+        depths = torch.repeat_interleave(torch.arange(1, self.steps), torch.tensor(sizes, dtype=torch.int64))
+        masked = network.tables(positions[chains.in_context[rows]] + depths.to(positions.device), longest)
+        mask_embedding, mask_state = (one.to(state.dtype).expand(len(rows), -1) for one in network.masked())
+
+        for number in range(network.config.layers):
+            block, is_last = network.layer(number), number == network.config.layers - 1
+            x, residual = block.enter(embeddings, state)
+            prefix = block.keys_values(x, tables)
+            x_deep, residual_deep = block.enter(mask_embedding, mask_state)
+            own = block.keys_values(x_deep, masked)
+            attended = _deeper(chains, block.queries(x_deep, masked), prefix, own, sizes)
+            mask_state = block.leave(attended, residual_deep)
+            documents = chains.whole_documents
+            if is_last:  # the other layers' keys need their stream everywhere
+                rooted = chains.in_context.to(x.device)
+                x, residual = x.index_select(0, rooted), residual.index_select(0, rooted)
+                tables = tables[0][chains.in_context], tables[1][chains.in_context]
+                documents = chains.documents
+            attended = chain_attention(block.queries(x, tables), prefix, None, documents)
+            state = block.leave(attended, residual)
+        return [state.index_select(0, chains.alive[0].to(state.device)), *torch.split(mask_state, sizes)]
+
+
+def sampled_depths(chains: Chains, sampling: DepthSampling, noise: Noise) -> Chains:
+    """`chains` with random ones left out of each depth but the first, a share of every document's.
+
+    Of the n chains of a document, `max(ratio^d, least) * n` are trained at depth d where they live that long, each
+    depth's among those of the one before.
+    """
+    ranks = torch.empty(len(chains.roots))
+    for span, number in zip(chains.documents, torch.unique(chains.numbers).tolist(), strict=True):
+        count = span.queries.stop - span.queries.start
+        # A generator of its own, so that what is chosen does not depend on the size of the features' noise.
+        seed = int(torch.randint(0, 2**62, (1,), generator=noise(number)))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        ranks[span.queries] = (torch.empty(count).scatter_(0, order, torch.arange(count).float()) + 0.5) / count
+    shares = [max(sampling.ratio**depth, sampling.least) for depth in range(len(chains.alive))]
+    kept = tuple(alive[ranks[alive] < share] for alive, share in zip(chains.alive, shares, strict=True))
+    return replace(chains, alive=kept)
+
+
+def _deeper(
+    chains: Chains, queries: torch.Tensor, prefix: KeysValues, own: KeysValues, sizes: list[int]
+) -> torch.Tensor:
+    """Attention of depths from 1 on, [E, heads, d], elements depth by depth: to the prefix and to their own chain's."""
+    if not len(queries):
+        return queries
+    keys, values = (torch.split(one, sizes) for one in own)
+    found = []
+    for depth, q in enumerate(torch.split(queries, sizes)):
+        alive = chains.alive[depth + 1]
+        # Who is alive here is alive at every depth before.
+        places = [torch.searchsorted(chains.alive[above + 1], alive) for above in range(depth + 1)]
+        drafted = tuple(
+            torch.stack([one[above][place] for above, place in enumerate(places)], 1) for one in (keys, values)
+        )
+        found.append(chain_attention(q, prefix, (drafted[0], drafted[1]), spans_of(chains, alive)))
+    return torch.cat(found)
+
+
+Objective = PEagleObjective

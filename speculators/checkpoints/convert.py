@@ -1,0 +1,155 @@
+"""A foreign draft made into one of ours: told, translated, checked by its headers, and only then read.
+
+Nothing is written before everything is known to be right. What the source had that our format has no word for is kept
+in the config under `converted_from`, so that the draft can be exported again as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.importers import Found, find
+from speculators.checkpoints.layout import tensor_problems
+from speculators.errors import UsageError
+from speculators.verifiers.lender import Lender, Part
+
+if TYPE_CHECKING:
+    import torch
+
+RECORD = "converted_from"
+"""Key of our `config.json` that says what a converted draft was; consumers pass it over."""
+
+FLOATS = ("float32", "bfloat16", "float16")
+_LENT: Mapping[str, Part] = {"embed_tokens.weight": "embedding", "lm_head.weight": "head"}
+_MAPS = {"d2t": "int64", "t2d": "bool"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A draft in our format: its own part of `config.json`, its tensors in `dtype`, and how it came about."""
+
+    draft: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+    dtype: str
+    found: Found
+
+    @property
+    def summary(self) -> list[str]:
+        """What was done, for the user: what it is and why, what was attached, made and dropped, and every notice."""
+        translation, one = self.found.translation, self.found.candidate
+        lines = [f"{one.importer.TITLE}: {', '.join(one.reasons)}"]
+        lines += [f"{name} is the verifier's" for name in translation.attached]
+        lines += [f"{name} follows from d2t" for name in translation.made]
+        lines += [f"{name} is dropped: {reason}" for name, reason in translation.dropped.items()]
+        return [*lines, *translation.notices]
+
+
+def convert(
+    foreign: Foreign,
+    verifier: Lender,
+    *,
+    format: str = "auto",  # noqa: A002  the option's name
+    aux_layers: Sequence[int] | None = None,
+    dtype: str = "source",
+    origin: str = "",
+) -> Converted:
+    """Convert a draft for a verifier. `dtype` is that of its floating tensors, or `source` for what they have.
+
+    Raises UsageError, with one message, for whatever is wrong with either.
+    """
+    found = find(foreign, verifier.facts, format, aux_layers)
+    _check_headers(foreign, found)
+    own = _own_dtype(foreign, found)
+    target = own if dtype == "source" else dtype
+    tensors = _read(foreign, found, verifier, target)
+    problems = tensor_problems(tensors, found.translation.draft)
+    if problems:
+        raise UsageError("\n".join([f"{foreign.name} cannot be converted:", *(f"  {what}" for what in problems)]))
+    record = {
+        "format": found.candidate.importer.NAME,
+        "source": origin or foreign.name,
+        "dtype": own,
+        "attached": list(found.translation.attached),
+        "maps": sorted(name for name in found.translation.dropped if name in _MAPS),
+        "layers_given": aux_layers is not None,
+        "layer": "midlayer." if any(name.startswith("midlayer.") for name in foreign.headers) else "layers.0.",
+        "config": dict(foreign.config),
+    }
+    draft = dict(found.translation.draft)
+    if record["format"] != "speculators":
+        draft[RECORD] = record
+    return Converted(draft, tensors, target, found)
+
+
+def _check_headers(foreign: Foreign, found: Found) -> None:
+    """Shapes and types of all tensors, before one of them is read."""
+    expected = found.translation.shapes
+    problems = []
+    for name, source in found.translation.tensors.items():
+        header = foreign.headers[source]
+        if header.shape != expected[name]:
+            problems.append(
+                f"{source} has the shape {list(header.shape)}; config and verifier make it {list(expected[name])}"
+            )
+        allowed = (_MAPS[name],) if name in _MAPS else FLOATS
+        if header.dtype not in allowed:
+            problems.append(f"{source} is {header.dtype}; allowed: {', '.join(allowed)}")
+    if problems:
+        raise UsageError("\n".join([f"{foreign.name} cannot be converted:", *(f"  {what}" for what in problems)]))
+
+
+def _own_dtype(foreign: Foreign, found: Found) -> str:
+    """The one type of the source's weights."""
+    kinds: dict[str, str] = {}
+    for name, source in found.translation.tensors.items():
+        if name not in _MAPS:
+            kinds.setdefault(foreign.headers[source].dtype, source)
+    if len(kinds) > 1:
+        some = ", ".join(f"{source} is {dtype}" for dtype, source in kinds.items())
+        raise UsageError(f"{foreign.name} mixes types: {some}; its weights must all be of one type")
+    return next(iter(kinds))
+
+
+def _read(foreign: Foreign, found: Found, verifier: Lender, dtype: str) -> dict[str, torch.Tensor]:
+    """All tensors of the draft, in the order of our format, each finite in its new type."""
+    import torch
+
+    translation, kind = found.translation, getattr(torch, dtype)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in translation.shapes:
+        if name in translation.tensors:
+            value, where = foreign.read(translation.tensors[name]), f"{foreign.name}: {translation.tensors[name]}"
+        elif name in translation.attached:
+            value, where = verifier.lend(_LENT[name]), f"{verifier.name}: the {_LENT[name]}"
+        else:
+            continue
+        if value.is_floating_point():
+            if not bool(torch.isfinite(value).all()):
+                raise UsageError(f"{where} holds values that are no numbers (NaN or infinite)")
+            value = value.to(kind)
+            if not bool(torch.isfinite(value).all()):
+                raise UsageError(f"{where} holds values too large for {dtype}; choose another --dtype")
+        tensors[name] = value
+    if "t2d" in translation.made:
+        tensors["t2d"] = _membership(
+            tensors["d2t"], translation.draft["transformer_layer_config"]["vocab_size"], foreign
+        )
+    return tensors
+
+
+def _membership(d2t: torch.Tensor, size: int, foreign: Foreign) -> torch.Tensor:
+    """Which verifier ids the draft may propose, bool [size], from the offsets of its own."""
+    import torch
+
+    targets = torch.arange(len(d2t)) + d2t
+    if bool(((targets < 0) | (targets >= size)).any()):
+        raise UsageError(
+            f"{foreign.name}: d2t leads outside of the verifier's {size} tokens; it must hold offsets, "
+            "target id = draft id + d2t[draft id]"
+        )
+    members = torch.zeros(size, dtype=torch.bool)
+    members[targets] = True
+    return members

@@ -1,0 +1,163 @@
+"""What a draft on this machine is, told from its config and the headers of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from speculators.algorithms import names
+from speculators.checkpoints.exporters import TARGETS, exporter
+from speculators.checkpoints.foreign import Foreign, Header
+from speculators.checkpoints.importers import candidates
+from speculators.checkpoints.importers.native import eagle_config
+from speculators.checkpoints.importers.unconverted import known_as
+from speculators.checkpoints.layout import completed, layout_of, tensor_problems
+from speculators.checkpoints.rules import config_problems, served_types
+from speculators.errors import UsageError
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
+_EMBEDDINGS = "embed_tokens.weight"
+_LAYER_IDS = ("eagle_aux_hidden_state_layer_ids", "aux_hidden_state_layer_ids")
+_CHOOSES_LAYERS = ("eagle3", "peagle")
+_NATIVE = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """One tensor: its name, type and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `speculators inspect` prints.
+
+    `format` is a word of `--format`, or empty when it is none of them or cannot be told; `kind` says in words what it
+    is, `because` why. `served` is whether vLLM serves the folder by itself, `problems` why it would not, or would
+    serve it otherwise than it was meant; `advice` is what to do.
+    """
+
+    path: str
+    format: str
+    kind: str
+    because: tuple[str, ...]
+    verifier: str | None
+    reads: tuple[int, ...] | None
+    speculative_tokens: int | None
+    parameters: int
+    bytes: int
+    tensors: tuple[TensorLine, ...]
+    served: bool
+    problems: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+def describe(foreign: Foreign) -> Description:
+    """Look at a draft, ours or another project's; nothing but headers and vocabulary maps is read."""
+    lines = tuple(TensorLine(name, header.dtype, header.shape) for name, header in foreign.headers.items())
+    sizes: dict[str, Any] = {
+        "path": foreign.name,
+        "tensors": lines,
+        "parameters": sum(prod(line.shape) for line in lines if line.name not in ("d2t", "t2d")),
+        "bytes": sum(prod(line.shape) * _BYTES.get(line.dtype, 1) for line in lines),
+    }
+    told = _ours(foreign) if "speculators_model_type" in foreign.config else _foreign(foreign)
+    return Description(**sizes, **told)
+
+
+def _ours(foreign: Foreign) -> dict[str, Any]:
+    from speculators.checkpoints.importers.speculators import proposal_length
+
+    config = foreign.config
+    problems = config_problems(config)
+    reads: tuple[int, ...] | None = None
+    if config.get("speculators_model_type") in names():
+        try:
+            whole = completed(config)
+            maps = {name: foreign.read(name) for name in ("d2t", "t2d") if name in foreign.headers}
+            present: dict[str, Any] = {**foreign.headers, **maps}
+            expected = layout_of(whole).tensors(whole)
+            if _EMBEDDINGS in expected and _EMBEDDINGS not in present:  # vLLM shares the verifier's
+                present[_EMBEDDINGS] = Header("", expected[_EMBEDDINGS])
+            problems += [what for what in tensor_problems(present, whole) if not what.startswith("t2d ")]
+            listed = next((config[key] for key in _LAYER_IDS if config.get(key)), None)
+            reads = tuple(listed) if listed else None
+            if listed is None and config["speculators_model_type"] in _CHOOSES_LAYERS:
+                problems.append("the config does not list the layers that are read: vLLM takes its own")
+        except (UsageError, KeyError) as error:
+            problems.append(f"transformer_layer_config is incomplete: {error}")
+    record = config.get("converted_from") or {}
+    because = [f"its config says speculators_model_type {config['speculators_model_type']}"]
+    if record:
+        because.append(f"it was converted from {record.get('source')} ({record.get('format')})")
+    verifier = ((config.get("speculators_config") or {}).get("verifier") or {}).get("name_or_path")
+    return {
+        "format": "speculators",
+        "kind": f"{config['speculators_model_type']} in the speculators format",
+        "because": tuple(because),
+        "verifier": verifier,
+        "reads": reads,
+        "speculative_tokens": proposal_length(config),
+        **_service(foreign.name, str(config["speculators_model_type"]), verifier or "MODEL", problems),
+    }
+
+
+def _service(name: str, kind: str, verifier: str, problems: list[str]) -> dict[str, Any]:
+    """Whether vLLM serves one of ours as it is, and what to do where it does not."""
+    if kind in names() and kind not in served_types():
+        others = (f"vLLM does not load drafts of the type {kind} in this format", *problems)
+        return {"served": False, "problems": others, "advice": (*_elsewhere(name, kind), f"speculators serve {name}")}
+    if problems:
+        anew = f"speculators convert {name} --verifier {verifier} writes it anew, every key said"
+        return {"served": False, "problems": tuple(problems), "advice": (anew,)}
+    return {"served": True, "problems": (), "advice": (f"vllm serve {name}",)}
+
+
+def _elsewhere(name: str, kind: str) -> tuple[str, ...]:
+    """How a draft that vLLM does not load in this format gets there in another."""
+    if kind == "mtp":
+        return (f"speculators stitch {name} --verifier FOLDER -o OUT writes it back into its verifier",)
+    target = next((target for target in TARGETS if kind in exporter(target).KINDS), None)
+    return () if target is None else (f"speculators export {name} --to {target} writes what vLLM loads",)
+
+
+def _foreign(foreign: Foreign) -> dict[str, Any]:
+    possible = candidates(foreign)
+    because: tuple[str, ...] = ()
+    named, told = [one.importer.NAME for one in possible], len(possible) == 1
+    problems = ["it does not name its verifier"]
+    if set(foreign.config.get("architectures") or ()) & set(_NATIVE):
+        given = '{"method": "eagle3", "model": PATH, "num_speculative_tokens": 3}'
+        problems = [f"it does not name its verifier; vllm serve MODEL --speculative-config '{given}' gives it one"]
+    if eagle_config(foreign).get("eagle_aux_hidden_state_layer_ids"):
+        problems.append(
+            "eagle_config names layers that streams leave, vLLM takes them for layers that streams enter: "
+            "it would read each one layer too early"
+        )
+    if not possible:
+        known = known_as(foreign)
+        kind, advice = known or "no draft that is known", ("it is not converted",)
+    else:
+        kind = possible[0].importer.TITLE if told else " or ".join(named)
+        because = tuple(possible[0].reasons) if told else tuple(one.line for one in possible)
+        chosen = "" if told else f" --format {'|'.join(named)}, if it is not told by itself"
+        advice = (f"speculators convert {foreign.name} --verifier MODEL{chosen}",)
+    return {
+        "format": named[0] if told else "",
+        "kind": kind,
+        "because": because,
+        "verifier": None,
+        "reads": None,
+        "speculative_tokens": None,
+        "served": False,
+        "problems": tuple(problems),
+        "advice": advice,
+    }

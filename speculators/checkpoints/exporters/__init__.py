@@ -1,0 +1,90 @@
+"""Our checkpoints in the formats of other projects. Each target is one file here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from speculators.checkpoints.convert import RECORD
+from speculators.checkpoints.exporters.base import Export, Exporter
+from speculators.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from speculators.checkpoints.load import Checkpoint
+
+TARGETS = {
+    "eagle3": "speculators.checkpoints.exporters.eagle3",
+    "eagle3.1": "speculators.checkpoints.exporters.eagle31",
+    "modelopt": "speculators.checkpoints.exporters.modelopt",
+    "specforge": "speculators.checkpoints.exporters.specforge",
+    "eagle": "speculators.checkpoints.exporters.eagle",
+    "medusa": "speculators.checkpoints.exporters.medusa",
+    "mlp_speculator": "speculators.checkpoints.exporters.mlp_speculator",
+}
+"""Every target, by the name that `--to` gives it."""
+
+
+def exporter(target: str) -> Exporter:
+    """The exporter of a target."""
+    return cast("Exporter", import_module(TARGETS[target]))
+
+
+def exported(checkpoint: Checkpoint, target: str) -> Export:
+    """A checkpoint in a target's words.
+
+    One that was converted from that very format, in its own type, gets its config back word for word.
+    Raises UsageError for a draft that the target's readers would take for another.
+    """
+    from speculators.checkpoints.layout import completed
+
+    kind = checkpoint.config.get("speculators_model_type")
+    config = {**completed(checkpoint.config), "dtype": checkpoint.config.get("dtype", "bfloat16")}
+    chosen = exporter(target)
+    if kind not in chosen.KINDS:
+        allowed = " and ".join(chosen.KINDS)
+        raise UsageError(f"{checkpoint.directory} is of the type {kind}, and {target} is for {allowed}")
+    export = chosen.export(config, checkpoint.tensors)
+    record = checkpoint.config.get(RECORD) or {}
+    if record.get("format") == target and record["dtype"] == config["dtype"] and not record["layers_given"]:
+        return replace(export, config=record["config"])
+    return export
+
+
+def write_export(checkpoint: Checkpoint, target: str, output: Path) -> Export:
+    """Write a checkpoint for a target into a new folder: all of it or nothing."""
+    from safetensors.torch import save_file
+
+    export = exported(checkpoint, target)
+    beside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    tensors = {name: checkpoint.tensors[ours].contiguous().clone() for name, ours in export.tensors.items()}
+    tensors |= {name: value.contiguous().clone() for name, value in export.made.items()}  # some are one tensor twice
+    record = checkpoint.config.get(RECORD) or {}
+    if record.get("format") == target:
+        tensors |= _identity_maps(record["maps"], checkpoint.config["transformer_layer_config"]["vocab_size"])
+    save_file(tensors, beside / export.file, metadata={"format": "pt"})
+    _write_json(beside / "config.json", export.config)
+    if output.is_dir():
+        output.rmdir()
+    beside.replace(output)
+    return export
+
+
+def _identity_maps(names: list[str], size: int) -> dict[str, torch.Tensor]:
+    """The maps of a draft with the whole vocabulary, which our format leaves out."""
+    import torch
+
+    every = {"d2t": torch.zeros(size, dtype=torch.int64), "t2d": torch.ones(size, dtype=torch.bool)}
+    return {name: every[name] for name in names}
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,47 @@
+"""What an importer is: a source's own words (config keys, tensor names) said in ours, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from speculators.checkpoints.foreign import Foreign
+from speculators.verifiers.facts import VerifierFacts
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A foreign draft as this project's format has it.
+
+    `draft` is the draft's own part of our `config.json`, `shapes` are those of every tensor of ours that it implies.
+    `tensors` names, for each of them that the source has, the source's name.
+    `dropped` names every other tensor of the source with the reason; `attached` are tensors that the source leaves to
+    the verifier, `made` those that follow from another one (`t2d` from `d2t`). `notices` are for the user.
+    """
+
+    draft: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, str]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    attached: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+class Importer(Protocol):
+    """A module of this folder, one for each source."""
+
+    NAME: str
+    """What `--format` calls it."""
+    TITLE: str
+    """What it is, for people."""
+
+    def recognise(self, foreign: Foreign) -> Sequence[str]:
+        """Reasons to take it for this source, each a clause such as "its layer is named midlayer"; none: it is not."""
+
+    def translate(self, foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] | None) -> Translation:
+        """Say it in our words; `aux_layers` are the user's, if they named any.
+
+        Raises UsageError for what this project's drafts cannot be.
+        """

@@ -1,0 +1,30 @@
+"""`speculators export CHECKPOINT --to FORMAT`: a checkpoint in another project's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from speculators.cli.convert import check_new
+
+TARGETS = ("eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator")
+
+
+@click.command("export")
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="The format.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A new folder. [default: CHECKPOINT-FORMAT here]")
+def command(checkpoint: Path, target: str, output: Path | None) -> None:
+    """Write CHECKPOINT, a folder in the speculators format, as another project has it.
+
+    What was converted from that format comes back bit for bit. A draft that the format's readers would take for another
+    is refused.
+    """
+    from speculators.checkpoints.exporters import write_export
+    from speculators.checkpoints.load import read_checkpoint
+
+    output = output or Path(f"{checkpoint.resolve().name}-{target}")
+    check_new(output)
+    export = write_export(read_checkpoint(checkpoint), target, output)
+    click.echo(f"{len(export.tensors) + len(export.made)} tensors written to {output}")

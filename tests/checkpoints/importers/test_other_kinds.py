@@ -1,0 +1,62 @@
+"""Drafts that are not EAGLE-3's, through the whole frame: out to what vLLM loads, told from its files, in again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.algorithms import load
+from speculators.checkpoints.convert import convert
+from speculators.checkpoints.describe import describe
+from speculators.checkpoints.exporters import write_export
+from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.load import read_checkpoint
+from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
+from speculators.errors import UsageError
+from speculators.recipe.load import load_recipe
+from speculators.verifiers.layer_ids import auto_layers
+
+OUT = {"eagle": "eagle", "medusa": "medusa", "mlp_speculator": "mlp_speculator"}
+
+
+def written(kind, lender, folder):
+    torch.manual_seed(0)
+    options = load_recipe("tiny", sets=[f"algorithm={{type: {kind}}}"]).recipe.algorithm
+    config = load(kind, "config").Config.for_verifier(
+        lender.facts, options, draft_vocab_size=lender.facts.vocab_size, aux_layers=auto_layers(lender.facts.layers)
+    )
+    network = load(kind, "network").Network(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    whole = speculators_config(config.to_config_json(), VerifierName("a/b", ("LlamaForCausalLM",)), 3, "float32")
+    write_checkpoint(folder, whole, network.state_dict())
+    return read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", list(OUT))
+def test_a_draft_goes_out_is_told_and_comes_back_bit_for_bit(kind, lender, tmp_path):
+    ours = written(kind, lender, tmp_path / "ours")
+    write_export(ours, OUT[kind], tmp_path / "theirs")
+    foreign = Foreign.open(tmp_path / "theirs")
+    assert describe(foreign).format == OUT[kind]
+    back = convert(foreign, lender)
+    assert back.draft["speculators_model_type"] == kind
+    assert back.tensors.keys() == ours.tensors.keys()
+    assert all(torch.equal(value, ours.tensors[name]) for name, value in back.tensors.items())
+
+
+@pytest.mark.parametrize("kind", [*OUT, "hydra"])
+def test_what_vllm_does_not_load_in_our_format_is_said_with_the_way_there(kind, lender, tmp_path):
+    written(kind, lender, tmp_path / "ours")
+    told = describe(Foreign.open(tmp_path / "ours"))
+    assert not told.served
+    assert told.problems[0] == f"vLLM does not load drafts of the type {kind} in this format"
+    ways = [f"speculators export {tmp_path / 'ours'} --to {OUT[kind]} writes what vLLM loads"] if kind in OUT else []
+    assert list(told.advice) == [*ways, f"speculators serve {tmp_path / 'ours'}"]
+
+
+def test_a_kind_that_a_target_has_no_words_for_is_refused(lender, tmp_path):
+    medusa = written("medusa", lender, tmp_path / "ours")
+    with pytest.raises(UsageError, match="is of the type medusa, and eagle is for eagle and hass"):
+        write_export(medusa, "eagle", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()

@@ -1,0 +1,37 @@
+"""Attention of long documents: scores that are not kept for the backward pass are computed again, to the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.layers import attention
+from speculators.layers.attention import DocumentSpan, chain_attention
+
+
+def gradients() -> tuple[list[torch.Tensor], int]:
+    """Of a sum over two documents with drafted keys; and how many elements the graph kept."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(9, 4, 8, generator=generator)
+    others = [
+        torch.randn(rows, 2, *more, 8, generator=generator) for rows, more in ((12, ()), (12, ()), (9, (3,)), (9, (3,)))
+    ]
+    q, k, v = (one.requires_grad_() for one in (q, *others[:2]))
+    own_k, own_v = (one.transpose(1, 2).contiguous().requires_grad_() for one in others[2:])
+    spans = [
+        DocumentSpan(slice(0, 4), slice(0, 5), torch.tensor([2, 3, 4, 5])),
+        DocumentSpan(slice(4, 9), slice(5, 12), torch.tensor([3, 4, 5, 6, 7])),
+    ]
+    out = chain_attention(q, (k, v), (own_k, own_v), spans, fused=False)
+    kept = sum(one.numel() for one in out.grad_fn.saved_tensors)  # type: ignore[union-attr]
+    (out * torch.arange(8)).sum().backward()  # type: ignore[no-untyped-call]
+    return [one.grad for one in (q, k, v, own_k, own_v) if one.grad is not None], kept
+
+
+def test_scores_of_long_documents_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, kept = gradients()
+    monkeypatch.setattr(attention, "PLAIN_SCORES", 0)
+    found, left = gradients()
+    assert len(found) == 5
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert kept - left == 4 * (4 * (5 + 3) + 5 * (7 + 3))

@@ -1,0 +1,213 @@
+"""Steps as tasks of a Ray cluster: a real one, of two nodes on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speculators.errors import MachineError
+from speculators.pipeline.executors.base import Work
+from speculators.pipeline.executors.ray import RayExecutor
+from speculators.pipeline.executors.requests import Requests
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'speculators[ray]'")
+
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one for each process that tests
+
+TOY = Path(__file__).parent / "toy"
+NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+RUNNER = """
+import sys
+from pathlib import Path
+import toy_graph
+from speculators.pipeline.executors.base import Work
+from speculators.pipeline.executors.ray import RayExecutor
+from speculators.pipeline.executors.requests import Requests
+from speculators.pipeline.folder import Consent, create_run
+from speculators.pipeline.plan import Selection, make_plan
+from speculators.pipeline.run import run_plan
+from speculators.pipeline.store import Store
+
+store, runs = Path(sys.argv[1]), Path(sys.argv[2])
+plan = make_plan(toy_graph.reassemble({}), Store.open(store), Selection(until=("shards",)))
+executor = RayExecutor(Requests(), store, runs, address=sys.argv[3], grace=5.0)
+folder = create_run(runs, plan, consent=Consent(), texts={})
+sys.exit(run_plan(plan, folder, executor).exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two nodes: a head with one CPU, and another with two; their processes find the toy graph and its barriers."""
+    from ray.cluster_utils import Cluster
+
+    barriers = tmp_path_factory.mktemp("ray") / "barriers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_BARRIERS", str(barriers))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TOY), str(Path(__file__).parents[2])]))
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **NODE})
+        made.barriers = barriers
+        made.add_node(num_cpus=2, **NODE)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def ray_toy(toy, cluster, tmp_path):
+    """The toy's runs, with barriers where the cluster's processes look for them."""
+    cluster.barriers.unlink(missing_ok=True)
+    cluster.barriers.symlink_to(tmp_path / "barriers")
+    return toy
+
+
+@pytest.fixture
+def executor(store, tmp_path, cluster):
+    """Makes an executor on the cluster; arguments are options as on the command line, by name."""
+
+    def make(grace=5.0, **asked):
+        requests = Requests.parse(asked)
+        return RayExecutor(requests, store.root, tmp_path / "runs", address=cluster.address, grace=grace)
+
+    return make
+
+
+def pids(toy, step="shards"):
+    import json
+
+    lines = [line for place in toy.runs.glob("toy/20*/events.jsonl") for line in place.read_text().splitlines()]
+    events = [json.loads(line) for line in lines]
+    return [e["pid"] for e in events if e["event"] == "step_started" and e["step"] == step]
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_every_step_is_a_task_and_the_run_ends_as_it_would_here(ray_toy, executor):
+    there = executor(cpus=["shards=2"])
+    run = ray_toy.run(executor=there)
+    assert run.outcome.exit_code == 0, run.outcome.failures
+    assert set(run.did.values()) == {"step_finished"}
+    assert (run.artifact("total") / "total.txt").read_text() == "6"
+    assert "numbers were here" in run.log("numbers")
+    failed = ray_toy.run({"shards": {"fail": "error"}}, executor=there, until=("shards",), force=("shards",))
+    assert "shards failed: ValueError: the shards did not come out" in str(failed.outcome.failures[0])
+
+
+def test_a_step_gets_the_variables_that_are_meant_for_it_and_the_cpus_it_asked_for(ray_toy, executor, monkeypatch):
+    monkeypatch.setenv("SPECULATORS_EXAMPLE", "handed on")
+    monkeypatch.setenv("EXAMPLE", "our own")
+    _, folder = ray_toy.start(until=("numbers",))
+    script = "import os; print([os.environ.get(n) for n in ('SPECULATORS_EXAMPLE', 'EXAMPLE', 'OMP_NUM_THREADS')])"
+    work = Work("numbers", (sys.executable, "-c", script), folder.log("numbers"), artifact="numbers-0")
+    assert executor(cpus=["2"]).run(work) == 0
+    assert folder.log("numbers").read_text() == "['handed on', None, '2']\n"
+
+
+def test_a_task_whose_process_is_killed_starts_again_and_the_step_goes_on(ray_toy, executor, barrier, in_thread):
+    there = executor()
+    stop = barrier("shard-1")
+    running = in_thread(ray_toy.run, executor=there, until=("shards",))
+    stop.reached()
+    (worker,) = pids(ray_toy)
+    stop.remove()
+    os.kill(parent(worker), signal.SIGKILL)  # Ray's process; the step's own ends as the pipe to it closes
+    run = running.join()
+    assert run.outcome.exit_code == 0, run.outcome.failures
+    assert len(pids(ray_toy)) == 2
+    made = [line for line in run.log("shards").splitlines() if line.startswith("made")]
+    assert made == ["made shard-0.txt", "made shard-1.txt", "made shard-2.txt"]
+
+
+def test_a_lost_node_s_step_goes_on_elsewhere(ray_toy, cluster, executor, barrier, in_thread):
+    lost = cluster.add_node(num_cpus=4, **NODE)
+    there = executor(cpus=["shards=3"])  # no other node has as many
+    stop = barrier("shard-1")
+    running = in_thread(ray_toy.run, executor=there, until=("shards",))
+    stop.reached()
+    stop.remove()
+    spare = cluster.add_node(num_cpus=3, **NODE)
+    cluster.remove_node(lost, allow_graceful=False)
+    run = running.join()
+    cluster.remove_node(spare)
+    assert run.outcome.exit_code == 0, run.outcome.failures
+    made = [line for line in run.log("shards").splitlines() if line.startswith("made")]
+    assert made == ["made shard-0.txt", "made shard-1.txt", "made shard-2.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_tasks_end_with_their_runner_and_the_next_run_goes_on(ray_toy, cluster, executor, barrier, number):
+    stop = barrier("shard-1")
+    argv = [sys.executable, "-c", RUNNER, str(ray_toy.store.root), str(ray_toy.runs), cluster.address]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: pids(ray_toy) or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
+        stop.reached()
+        (worker,) = pids(ray_toy)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{worker}").exists())
+    assert not list(ray_toy.store.artifacts.glob("shards-*"))
+    stop.remove()
+    run = ray_toy.run(executor=executor(), until=("shards",))
+    assert run.outcome.exit_code == 0, run.outcome.failures
+    assert run.log("shards").split() == ["made", "shard-2.txt"]
+
+
+def test_a_store_that_the_nodes_do_not_share_is_told_before_anything_is_planned(store, executor, monkeypatch):
+    from dataclasses import replace
+
+    from speculators.pipeline.executors import ray as module
+
+    class Elsewhere(module.Shared):
+        @classmethod
+        def of(cls, root):
+            return replace(module.Shared(root, 0), made=1)
+
+    monkeypatch.setattr(module, "Shared", Elsewhere)
+    with pytest.raises(MachineError, match="does not see the store"):
+        executor()
+
+
+def test_locks_that_do_not_reach_the_nodes_are_told(executor, monkeypatch):
+    from speculators.pipeline.executors import ray_node
+
+    monkeypatch.setattr(ray_node.fcntl, "flock", lambda *arguments: None)  # here only, so the lock is not held
+    with pytest.raises(MachineError, match="a lock of another machine does not hold"):
+        executor()
+
+
+def test_a_measurement_is_planned_for_a_node_that_has_what_it_asks_for(toy_graph, executor):
+    from speculators.pipeline.machine import machine_key
+
+    there = executor(gpus=["shards=8"])
+    assert there.machine(toy_graph.STEPS[0]) == machine_key()
+    with pytest.raises(MachineError, match="no node of the Ray cluster has 8 GPUs, 1 CPUs, which shards asks for"):
+        there.machine(toy_graph.STEPS[1])
+
+
+def test_where_there_is_no_cluster_it_says_how_to_name_one(store, tmp_path, monkeypatch):
+    def init(address, **options):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(MachineError, match=r"no Ray cluster was found \(Could not .*ray start --head"):
+        RayExecutor(Requests(), store.root, tmp_path)
+    with pytest.raises(MachineError, match=r"no Ray cluster at head:1"):
+        RayExecutor(Requests(), store.root, tmp_path, address="head:1")

@@ -1,0 +1,100 @@
+"""A verifier with its fine-tuned head stitched in, in a real vLLM: no token changes, and acceptance is our loop's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speculators.algorithms.mtp.config import MtpConfig, sizes
+from speculators.algorithms.mtp.network import MtpNetwork
+from speculators.checkpoints.load import load_draft, proposal_of
+from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
+from speculators.checkpoints.stitch import stitch
+from speculators.decoding.request import Request
+from speculators.engines.process import read
+from speculators.engines.prometheus import by_position, parse
+from speculators.engines.transformers import VerifierModel
+from speculators.engines.vllm.answers import answers
+from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.evaluation.acceptance import Settings, decode, round_figures
+from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.random_model import write_random_model
+
+pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
+
+TOKENS, STEPS, K = 40, 100, 3
+SHAPE = SimpleNamespace(
+    layers=3, hidden_size=128, intermediate_size=192, attention_heads=4, key_value_heads=2, vocab_size=300, seed=0
+)
+
+
+@pytest.fixture(scope="module")
+def verifier_with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random MiMo, which is a Qwen2 with a head."""
+    directory = tmp_path_factory.mktemp("models") / "mimo"
+    write_random_model(SHAPE, directory)
+    torch.manual_seed(1)
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    config |= {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
+    file.write_text(json.dumps({name: value for name, value in config.items() if name != "attention_bias"}))
+    facts = VerifierFacts.from_directory(directory)
+    network = MtpNetwork(MtpConfig(**sizes(facts), style="mimo", aux_layers=(facts.layers,), biases=True))
+    tensors = load_file(directory / "model.safetensors")
+    for layer in range(facts.layers):
+        for name in "qkv":
+            size = len(tensors[f"model.layers.{layer}.self_attn.{name}_proj.weight"])
+            tensors[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = 0.1 * torch.randn(size)
+    for name, parameter in network.named_parameters():
+        level = 1.0 if name.endswith("norm.weight") else 0.0
+        tensors[f"model.{name}"] = level + 0.1 * torch.randn(parameter.shape)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def test_the_stitched_verifier_drafts_for_itself(
+    verifier_with_head: Path, short_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = VerifierModel.load(verifier_with_head, "float32", aux_layers=(SHAPE.layers,))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, 256, (5 + n % 7,), generator=generator).tolist() for n in range(16)]
+    greedy = [list(one.tokens) for one in decode(model, None, prompts, Settings(0.0, 0, TOKENS, 16))]
+    documents = list(zip(prompts, greedy, strict=True))
+    objective, _, _, _ = short_training(f"type: mtp, steps: {K}", model, verifier_with_head, documents, steps=STEPS)
+    checkpoint, stitched = tmp_path / "checkpoint", tmp_path / "stitched"
+    name = VerifierName(str(verifier_with_head), ("MiMoForCausalLM",))
+    config = speculators_config(objective.draft_config(), name, K, "float32")
+    write_checkpoint(checkpoint, config, objective.network.state_dict())
+    stitch(checkpoint, verifier_with_head, stitched)
+
+    speculative = json.dumps({"method": "mtp", "num_speculative_tokens": K})
+    options = ServerOptions(
+        max_length=512,
+        cpu_cache=1,
+        eager=True,
+        start_seconds=900,
+        most_requests=16,
+        extra=("--speculative-config", speculative),
+    )
+    arguments = serve_arguments(stitched, "float32", options, trust_remote_code=False)
+    requests = [Request(prompt, TOKENS) for prompt in prompts]
+    with vllm_servers(arguments, options, tmp_path) as (url,):
+        found = {one.number: one.token_ids for one in answers([url], MODEL, requests, at_once=16)}
+        metrics = read(f"{url}/metrics")
+    assert found == dict(enumerate(greedy))
+    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
+    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
+    assert len(accepted) == K
+
+    own = decode(model, proposal_of(load_draft(checkpoint)), prompts, Settings(0.0, K, TOKENS, 16))
+    figures = round_figures(own, K)
+    assert figures["acceptance_length"] > 1.2
+    # vLLM also counts proposals that it accepted beyond the end of an answer.
+    assert 1 + sum(accepted) / rounds == pytest.approx(figures["acceptance_length"], rel=0.05)
