@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from speculators.engines.vllm.environment import find_vllm
@@ -53,3 +55,24 @@ def engine() -> VllmEngine:
 @pytest.fixture(scope="session")
 def embedded() -> TransformersEngine:
     return TransformersEngine(device="cpu", threads=None, batch_tokens=16384)
+
+
+@pytest.fixture
+def servers() -> Callable[[], list[psutil.Process]]:
+    """The processes of vLLM and GuideLLM below this one, whenever asked, and none of other tests."""
+
+    def found() -> list[psutil.Process]:
+        return [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "vllm" in (line := _command(child)) or "guidellm" in line
+        ]
+
+    return found
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -92,7 +93,7 @@ def kill_the_server(url: str) -> None:
 
 
 def test_a_draft_serves_a_quantised_verifier_until_the_server_is_killed_and_that_is_told(
-    verifier: Path, engine: VllmEngine, tmp_path: Path
+    verifier: Path, engine: VllmEngine, servers: Callable[[], list[psutil.Process]], tmp_path: Path
 ) -> None:
     int8, draft = quantized(verifier, tmp_path / "int8"), untrained_draft(tmp_path / "draft")
     output = tmp_path / "output"
@@ -114,6 +115,6 @@ def test_a_draft_serves_a_quantised_verifier_until_the_server_is_killed_and_that
 
     with pytest.raises(StepError, match="the server ended with code -9 while it was needed"):
         measure_until_killed()
-    assert psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)[1] == []
+    assert psutil.wait_procs(servers(), timeout=30)[1] == []
     assert not (output / "served").exists(), "the folder that stood for the checkpoint is gone"
     assert not (output / "02" / "prompts.jsonl").exists()

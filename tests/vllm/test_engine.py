@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,10 +22,7 @@ pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the mac
 
 LAYERS = (2, 3, 5)
 
-
-def servers() -> list[psutil.Process]:
-    """Processes of vLLM's below this one."""
-    return [child for child in psutil.Process().children(recursive=True) if "vllm" in " ".join(child.cmdline())]
+Servers = Callable[[], list[psutil.Process]]
 
 
 def documents(lengths: Sequence[int] = (3, 90, 17, 300, 16, 33)) -> list[Reading]:
@@ -36,7 +33,7 @@ def documents(lengths: Sequence[int] = (3, 90, 17, 300, 16, 33)) -> list[Reading
 
 
 def test_greedy_answers_are_the_same_and_a_kill_among_them_is_told(
-    verifier: Path, engine: VllmEngine, embedded: TransformersEngine, tmp_path: Path
+    verifier: Path, engine: VllmEngine, embedded: TransformersEngine, servers: Servers, tmp_path: Path
 ) -> None:
     asked = [Request([9, number, 4], 40, stop_ids=frozenset(range(0, 300, 60))) for number in range(12)]
     with generating(Opening(embedded, verifier, "float32", None, tmp_path)) as answer:
@@ -65,7 +62,7 @@ def test_greedy_answers_are_the_same_and_a_kill_among_them_is_told(
 
 
 def test_a_server_killed_in_the_middle_of_extraction_is_told_and_what_was_whole_is_kept(
-    verifier: Path, engine: VllmEngine, tmp_path: Path
+    verifier: Path, engine: VllmEngine, servers: Servers, tmp_path: Path
 ) -> None:
     many = documents([200] * 96)
     shards = plan_shards([200] * len(many), 4 * 128 * 4 + 4, 8 * 200 * 4 * 128 * 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,18 +35,19 @@ SETS = [
 ]
 
 
+Servers = Callable[[], list[psutil.Process]]
+
+
 class Losing(Silent):
     """Kills vLLM's server as soon as a batch was trained on."""
 
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+
     def progress(self, done: int, total: int, unit: str) -> None:
-        for one in servers() if unit == "tokens" else ():
+        for one in self._servers() if unit == "tokens" else ():
             if "serve" in one.cmdline() and "tied" not in str(one.cmdline()):
                 one.kill()
-
-
-def servers() -> list[psutil.Process]:
-    """Processes of vLLM's below this one."""
-    return [child for child in psutil.Process().children(recursive=True) if "vllm" in " ".join(child.cmdline())]
 
 
 @pytest.fixture
@@ -71,7 +72,11 @@ def inputs(verifier: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def test_training_goes_on_after_its_server_was_killed_and_learns_the_same(
-    inputs: Mapping[str, Path], engine: VllmEngine, embedded: TransformersEngine, tmp_path: Path
+    inputs: Mapping[str, Path],
+    engine: VllmEngine,
+    embedded: TransformersEngine,
+    servers: Servers,
+    tmp_path: Path,
 ) -> None:
     def attempt(running: VllmEngine | TransformersEngine, report: Silent) -> dict[str, Any]:
         recipe = load_recipe("tiny", sets=SETS).recipe
@@ -93,7 +98,7 @@ def test_training_goes_on_after_its_server_was_killed_and_learns_the_same(
 
     wanted = attempt(embedded, Silent())
     with pytest.raises(StepError, match="ended with code -9 while it was needed"):
-        attempt(engine, Losing())
+        attempt(engine, Losing(servers))
     assert psutil.wait_procs(servers(), timeout=30)[1] == []
     assert list((tmp_path / "vllm").glob("checkpoints/step-*"))
     found = attempt(engine, Silent())
