@@ -1,8 +1,9 @@
 """Tokenised documents: one after another in one safetensors file, read by memory map.
 
-`tokens.safetensors` holds input_ids int32 [T], loss_mask uint8 [T], offsets int64 [n+1], holdout uint8 [n];
-`tokens.json` says what they were made with. `loss_mask[t]` is 1 where token t itself was written by the assistant,
-its stop token included.
+`tokens.safetensors` holds input_ids int32 [T], loss_mask uint8 [T], offsets int64 [n+1], holdout uint8 [n], greedy_from
+int32 [n]; `tokens.json` says what they were made with. `loss_mask[t]` is 1 where token t itself was written by the
+assistant, its stop token included. From `greedy_from` on a document is the verifier's own greedy answer; it is the
+document's length where there is none.
 """
 
 from __future__ import annotations
@@ -21,28 +22,40 @@ from speculators.errors import UsageError
 
 @dataclass(frozen=True)
 class Document:
-    """One conversation as tokens; `loss_mask` is as long as `input_ids`."""
+    """One conversation as tokens; `loss_mask` is as long as `input_ids`.
+
+    `greedy_from` is the place, from 1, of the first token of the verifier's own greedy answer, None without one.
+    """
 
     id: str
     input_ids: Sequence[int]
     loss_mask: Sequence[int]
     is_holdout: bool
+    greedy_from: int | None = None
 
 
 @dataclass(frozen=True)
 class Reading:
     """A document as the verifier reads it for its states: `input_ids` int64 [n], n > 0, and `predicts` bool [n].
 
-    `predicts` is true after which tokens the verifier's own next token is wanted: it costs a product with the whole
-    vocabulary, and nobody asks for it where the token that follows is not the assistant's.
+    `predicts` is true after which tokens the verifier's own next token has to be computed: that costs a product with
+    the whole vocabulary. Nobody asks for it where the token that follows is not the assistant's, and it is known where
+    the text goes on with what the verifier chose: from token `greedy_from` on (None: nowhere).
     """
 
     input_ids: torch.Tensor
     predicts: torch.Tensor
+    greedy_from: int | None = None
 
     def __len__(self) -> int:
         """The number of tokens."""
         return len(self.input_ids)
+
+    def with_known_choices(self, argmax: torch.Tensor) -> torch.Tensor:
+        """`argmax` int32 [n] of the computed choices, and in their places those that the text itself shows."""
+        if self.greedy_from is not None:
+            argmax[self.greedy_from - 1 : -1] = self.input_ids[self.greedy_from :]
+        return argmax
 
 
 @dataclass(frozen=True)
@@ -60,13 +73,14 @@ class TokenOrigin:
 class TokenDataset:
     """A tokens artifact, opened. Tensors are memory maps of the file: slice them, do not write to them.
 
-    `input_ids` int32 [T], `loss_mask` bool [T], `offsets` int64 [n+1], `is_holdout` bool [n].
+    `input_ids` int32 [T], `loss_mask` bool [T], `offsets` int64 [n+1], `is_holdout` bool [n], `greedy_from` int32 [n].
     """
 
     input_ids: torch.Tensor
     loss_mask: torch.Tensor
     offsets: torch.Tensor
     is_holdout: torch.Tensor
+    greedy_from: torch.Tensor
     ids: tuple[str, ...]
     origin: TokenOrigin
 
@@ -77,6 +91,7 @@ class TokenDataset:
         with safe_open(path / "tokens.safetensors", framework="pt") as file:
             input_ids, offsets = file.get_tensor("input_ids"), file.get_tensor("offsets")
             loss_mask, holdout = file.get_tensor("loss_mask").view(torch.bool), file.get_tensor("holdout").bool()
+            greedy_from = file.get_tensor("greedy_from")
         ids = tuple(record["ids"])
         whole = len(ids) == len(holdout) == len(offsets) - 1 and int(offsets[-1]) == len(input_ids) == len(loss_mask)
         if not whole:
@@ -88,7 +103,7 @@ class TokenDataset:
             chat_template_sha256=record["chat_template_sha256"],
             max_length=record["max_length"],
         )
-        return cls(input_ids, loss_mask, offsets, holdout, ids, origin)
+        return cls(input_ids, loss_mask, offsets, holdout, greedy_from, ids, origin)
 
     def __len__(self) -> int:
         """The number of documents."""
@@ -129,9 +144,14 @@ class TokenDataset:
         return self.input_ids[start:end].long(), self.loss_mask[start:end].clone()
 
     def reading(self, number: int) -> Reading:
-        """Document `number` for the verifier to read; it predicts wherever the next token is the assistant's."""
+        """Document `number` for the verifier, whose choice is wanted wherever the next token is the assistant's."""
         input_ids, loss_mask = self.document(number)
-        return Reading(input_ids, torch.cat([loss_mask[1:], loss_mask.new_zeros(1)]))
+        predicts = torch.cat([loss_mask[1:], loss_mask.new_zeros(1)])
+        greedy_from = int(self.greedy_from[number])
+        if greedy_from >= len(input_ids):
+            return Reading(input_ids, predicts)
+        predicts[greedy_from - 1 :] = False
+        return Reading(input_ids, predicts, greedy_from)
 
     def loss_counts(self, *, holdout: bool = False) -> torch.Tensor:
         """How often each token id stands at a loss position of the train (or holdout) documents, int64 [V]."""
@@ -150,7 +170,16 @@ def save_tokens(path: Path, documents: Sequence[Document], origin: TokenOrigin) 
         input_ids[start:end] = torch.as_tensor(document.input_ids, dtype=torch.int32)
         loss_mask[start:end] = torch.as_tensor(document.loss_mask, dtype=torch.uint8)
     holdout = torch.tensor([document.is_holdout for document in documents], dtype=torch.uint8)
-    tensors = {"input_ids": input_ids, "loss_mask": loss_mask, "offsets": offsets, "holdout": holdout}
+    greedy_from = torch.tensor(
+        [len(one.input_ids) if one.greedy_from is None else one.greedy_from for one in documents], dtype=torch.int32
+    )
+    tensors = {
+        "input_ids": input_ids,
+        "loss_mask": loss_mask,
+        "offsets": offsets,
+        "holdout": holdout,
+        "greedy_from": greedy_from,
+    }
     save_file(tensors, path / "tokens.safetensors")
     record = {
         "documents": len(documents),

@@ -39,7 +39,8 @@ def extract(
         argmax = predictions(out.last.flatten(0, 1), predicts.flatten(), verifier.argmax, rows).view_as(ids)
         for row, number in enumerate(batch):
             own = row, slice(len(documents[number]))
-            yield DocumentStates(number, aux[own], out.last[own], argmax[own])
+            choices = documents[number].with_known_choices(argmax[own])
+            yield DocumentStates(number, aux[own], out.last[own], choices)
 
 
 def length_sorted(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -29,12 +29,13 @@ def run(context: Context) -> None:
     directory = verifier_directory(context.inputs["verifier"])
     tokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
     max_length, train_on = context.config.data.max_length, context.config.data.train_on
+    is_greedy = "answers" in context.inputs and context.config.data.regenerate.temperature == 0
     documents: list[Document] = []
     refused: list[str] = []
     without_loss = 0
     for record in _records(context):
         try:
-            document = tokenize(record, tokenizer, max_length=max_length, train_on=train_on)
+            document = tokenize(record, tokenizer, max_length=max_length, train_on=train_on, is_greedy=is_greedy)
         except UsageError as error:  # one odd conversation must not cost a million good ones
             refused.append(f"{record['id']}: {error}")
             continue
@@ -62,17 +63,23 @@ def run(context: Context) -> None:
     save_tokens(context.output, documents, origin)
 
 
-def tokenize(record: dict[str, Any], tokenizer: ChatTokenizer, *, max_length: int, train_on: Any) -> Document:
+def tokenize(
+    record: dict[str, Any], tokenizer: ChatTokenizer, *, max_length: int, train_on: Any, is_greedy: bool = False
+) -> Document:
     """One line of answers or prompts as a document of at most `max_length` tokens.
 
     What the verifier wrote keeps its very ids: text read again by the tokenizer may come out as other tokens.
+    `is_greedy` says whether it took its likeliest token each time, as for held-out prompts it always does.
     """
     from speculators.data.tokens import Document
 
+    greedy_from = None
     if "response_token_ids" in record:
         prompt, response = record["prompt_token_ids"], record["response_token_ids"]
         ids = [*prompt, *response]
         mask = [int(train_on == "all")] * len(prompt) + [1] * len(response)
+        if (is_greedy or record["split"] == "holdout") and 0 < len(prompt) < min(len(ids), max_length):
+            greedy_from = len(prompt)
     else:
         ids, mask = tokenizer.render_with_mask(record["messages"], train_on=train_on, tools=record.get("tools", ()))
     sample = f"/{record['sample']}" if record.get("sample") else ""
@@ -81,6 +88,7 @@ def tokenize(record: dict[str, Any], tokenizer: ChatTokenizer, *, max_length: in
         input_ids=ids[:max_length],
         loss_mask=mask[:max_length],
         is_holdout=record["split"] == "holdout",
+        greedy_from=greedy_from,
     )
 
 
@@ -110,13 +118,13 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 
 def steps(recipe: Recipe) -> tuple[Step, ...]:
     """The step reads the verifier's answers, or the data's own when nothing is regenerated."""
-    conversations = "prompts" if recipe.data.regenerate is None else "answers"
+    is_answered = recipe.data.regenerate is not None
     return (
         Step(
             "tokens",
-            version=1,
-            reads=("data.max_length", "data.train_on"),
-            inputs=("verifier", conversations),
+            version=2,
+            reads=("data.max_length", "data.train_on", *(("data.regenerate.temperature",) if is_answered else ())),
+            inputs=("verifier", "answers" if is_answered else "prompts"),
             run=run,
             estimate=estimate,
             uses_gpu=False,

@@ -11,7 +11,7 @@ from speculators.errors import UsageError
 ORIGIN = TokenOrigin(vocab_size=10, special_ids=(8, 9), tokenizer_sha256="aa", chat_template_sha256="bb", max_length=16)
 DOCUMENTS = [
     Document("a", [8, 1, 2, 3, 9], [0, 0, 1, 1, 1], is_holdout=False),
-    Document("b", [8, 3, 3, 9], [0, 1, 1, 1], is_holdout=True),
+    Document("b", [8, 3, 3, 9], [0, 1, 1, 1], is_holdout=True, greedy_from=2),
     Document("c", [8, 2, 5], [0, 0, 1], is_holdout=False),
 ]
 
@@ -35,7 +35,14 @@ def test_every_document_comes_back_as_it_was(dataset):
 def test_the_verifier_predicts_where_the_next_token_is_the_assistant_s(dataset):
     readings = [dataset.reading(number) for number in range(3)]
     assert [one.input_ids.tolist() for one in readings] == [document.input_ids for document in DOCUMENTS]
-    assert [one.predicts.int().tolist() for one in readings] == [[0, 1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 0]]
+    assert [one.predicts.int().tolist() for one in readings] == [[0, 1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0]]
+    assert [one.greedy_from for one in readings] == [None, 2, None]
+
+
+def test_where_the_text_is_the_verifier_s_greedy_answer_its_choices_are_the_text(dataset):
+    computed = [torch.tensor([-1, 5, 5, 5, -1]), torch.tensor([7, -1, -1, -1])]
+    choices = [dataset.reading(number).with_known_choices(argmax).tolist() for number, argmax in enumerate(computed)]
+    assert choices == [[-1, 5, 5, 5, -1], [7, 3, 9, -1]]
 
 
 def test_the_file_has_the_layout_that_other_steps_rely_on(dataset, tmp_path):
@@ -47,6 +54,7 @@ def test_the_file_has_the_layout_that_other_steps_rely_on(dataset, tmp_path):
         "loss_mask": (torch.uint8, [12]),
         "offsets": (torch.int64, [4]),
         "holdout": (torch.uint8, [3]),
+        "greedy_from": (torch.int32, [3]),
     }
     record = json.loads((tmp_path / "tokens.json").read_text())
     assert (record["documents"], record["tokens"], record["loss_tokens"]) == (3, 12, 7)

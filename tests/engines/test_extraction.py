@@ -55,6 +55,23 @@ def test_states_are_those_of_transformers(
         assert states.argmax.tolist() == expected.tolist()
 
 
+@torch.no_grad()
+def test_what_the_verifier_chose_itself_is_not_computed_again(
+    verifier: VerifierModel, reference: Any, documents: list[Reading], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A greedy answer of the reference's own: the choices are the text's, and the head is asked for the rest alone."""
+    prompt = documents[0].input_ids[:4]
+    ids = reference.generate(prompt[None], max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)[0]
+    predicts = torch.arange(len(ids)) < 3
+    asked: list[int] = []
+    argmax = verifier.argmax
+    monkeypatch.setattr(verifier, "argmax", lambda last: asked.append(len(last)) or argmax(last))
+    (states,) = extract(verifier, [Reading(ids, predicts, greedy_from=4)], batch_tokens=64)
+    own = reference(ids[None]).logits[0].argmax(-1).tolist()
+    assert states.argmax.tolist() == [*own[:-1], NOT_TAKEN]
+    assert asked == [3]
+
+
 def test_every_document_is_in_one_batch_with_others_of_its_length() -> None:
     lengths = [5, 90, 3, 40, 41, 3, 90, 7]
     batches = list(length_sorted(lengths, 100))

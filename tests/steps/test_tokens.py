@@ -73,6 +73,15 @@ def test_long_documents_are_cut_and_those_without_loss_left_out(make_recipe, run
     assert told.messages == ["left out 1 conversations without an assistant's token to learn from"]
 
 
+def test_greedy_answers_are_known_to_be_the_verifier_s_choices(make_recipe, run_step, verifier, answers):
+    lines = [answer("a", [257, 104], [105, 258]), answer("b", [257], [106], "holdout"), answer("c", [1] * 8, [2])]
+    made = answers(lines)
+    for temperature, expected in ((1.0, [4, 1]), (0.0, [2, 1])):
+        values = make_recipe(data__max_length=8, data__regenerate__temperature=temperature)
+        output, _ = run_step(step(regenerate=True), values, verifier=verifier, answers=made)
+        assert TokenDataset.open(output).greedy_from.tolist() == expected
+
+
 def test_training_on_all_takes_the_prompt_as_well(make_recipe, run_step, verifier, answers):
     made = answers([answer("a", [257, 104], [105])])
     output, _ = run_step(step(regenerate=True), make_recipe(data__train_on="all"), verifier=verifier, answers=made)

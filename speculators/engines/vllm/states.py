@@ -61,7 +61,8 @@ class Reader:
             streams = {layer: states[:, column] for column, layer in enumerate(self.columns)}
             last = streams[self.columns[-1]]
             aux = torch.cat([streams[layer] for layer in self.layers], -1) if self.layers else last[:, :0]
-            yield DocumentStates(number, aux, last, predictions(last, documents[number].predicts, self._argmax, rows))
+            choices = predictions(last, documents[number].predicts, self._argmax, rows)
+            yield DocumentStates(number, aux, last, documents[number].with_known_choices(choices))
 
     def _received(self, answer: Body) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the file that an answer names, which must lie in our scratch folder, and remove it."""

@@ -1,0 +1,265 @@
+"""Every algorithm on one verifier, with equal documents, steps and optimizer: what its draft costs and what it earns.
+
+    python benchmarks/algorithms.py runs/quickstart/latest           # after `speculators run quickstart`
+    python benchmarks/algorithms.py RUN --only eagle3 dflash --documents 100 --prompts 16 --json
+
+RUN is a finished run of the quickstart: its verifier, tokens, hidden states and held-out prompts are used as they are.
+The drafts are as small as the quickstart's, one or two layers, so that a CPU is enough; their recipes are in `DRAFTS`.
+A draft is trained on the same documents, one after another in the same order, and then answers the same held-out
+prompts greedily, one at a time. Printed are, for each: trained parameters, seconds of training, acceptance length
+before and after it, the share of rounds that accepted each proposal, milliseconds of drafting a proposed token, and
+tokens a second beside the verifier's alone. MTP is not among them: this verifier has no such head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from speculators.algorithms import load
+from speculators.checkpoints.load import load_draft, proposal_of
+from speculators.checkpoints.trained import write_trained
+from speculators.data.hidden_states import HiddenStates
+from speculators.data.tokens import TokenDataset
+from speculators.data.vocabulary import DraftVocabulary
+from speculators.engines.transformers import VerifierModel
+from speculators.evaluation.acceptance import Answer, Settings, decode, measure
+from speculators.evaluation.suites import suite
+from speculators.recipe.load import load_recipe
+from speculators.recipe.shapes.recipe import Recipe
+from speculators.training.batches import TrainingData
+from speculators.training.checkpointing import save_best
+from speculators.training.inputs import Artifacts, open_inputs
+from speculators.training.loop import TrainingInputs, train
+from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.source import verifier_directory
+from speculators.verifiers.tokenizer import ChatTokenizer
+
+SMALL = "aux_layers: [2, 15, 27], draft_vocab_size: 4096"
+BLOCKS = "layers: 2, block_size: 8, anchors: 64, aux_layers: [2, 15, 27]"
+DRAFTS = {
+    "eagle3": f"{SMALL}, training_time_test: {{steps: 3, decay: 1.0}}, "
+    "normalization: {before_residual: true, before_fc: true}",
+    "peagle": f"{SMALL}, layers: 2, depths: 4, normalization: {{before_residual: true, before_fc: true}}",
+    "eagle": "loss: {smooth_l1: 1.0, soft_ce: 0.1}, feature_noise: 0.1",
+    "hass": "aligned_steps: 3, feature_noise: 0.1",
+    "medusa": "heads: 3, layers: 1, draft_vocab_size: 4096",
+    "hydra": "heads: 3, layers: 1, draft_vocab_size: 4096",
+    "mlp_speculator": "heads: 3, draft_vocab_size: 4096",
+    "dflash": f"{BLOCKS}, draft_vocab_size: 4096, weights: {{type: exponential, gamma: 4.0}}",
+    "dspark": f"{BLOCKS}, draft_vocab_size: 4096, markov_rank: 64, teacher: unrenormalized",
+    "dflash2": f"{BLOCKS}, selector: {{rank: 64}}",
+    "xpress": f"{BLOCKS}, draft_vocab_size: 4096, refiner: {{rank: 64}}, teacher: unrenormalized",
+}
+"""`algorithm.type` -> the rest of the recipe's section, in YAML."""
+FEW = 3
+"""Prompts that an untrained draft answers."""
+
+
+class SomeDocuments(TokenDataset):
+    """Tokens of which few documents are learnt from, at even distances; `most` says how many."""
+
+    most: int
+
+    @classmethod
+    def of(cls, tokens: TokenDataset, most: int) -> SomeDocuments:
+        """A selection of `tokens`, which stay where they are."""
+        chosen = cls(**{field.name: getattr(tokens, field.name) for field in fields(tokens)})
+        object.__setattr__(chosen, "most", most)
+        return chosen
+
+    @property
+    def train_documents(self) -> list[int]:
+        """Numbers of the chosen ones."""
+        found = super().train_documents
+        return [found[place * len(found) // self.most] for place in range(min(self.most, len(found)))]
+
+
+class LastStates:
+    """Stored states as a draft reads them that wants the verifier's last one alone."""
+
+    def __init__(self, states: HiddenStates) -> None:
+        self._states = states
+        self.record: Mapping[str, Any] = {**states.record, "layer_ids": []}
+
+    def document(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `HiddenStates.document`, `aux` being empty."""
+        aux, last, argmax = self._states.document(number)
+        return aux[:, :0], last, argmax
+
+
+class Clocked:
+    """A draft whose time is taken: seconds spent in proposing, and tokens proposed."""
+
+    def __init__(self, proposal: Any) -> None:
+        self._proposal, self.seconds, self.tokens = proposal, 0.0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._proposal, name)
+
+    def propose(self, *arguments: Any) -> Any:
+        """The draft's own."""
+        begun = time.perf_counter()
+        found = self._proposal.propose(*arguments)
+        self.seconds += time.perf_counter() - begun
+        self.tokens += found.numel()
+        return found
+
+
+class Material:
+    """What all drafts share: a run's artifacts, the verifier, and the prompts with its own answers to them."""
+
+    def __init__(self, run: Path, documents: int, prompts: int, tokens: int) -> None:
+        """Open the run; of its held-out prompts `prompts` are answered, with `tokens` tokens at most."""
+        self.steps, self.documents = run / "steps", documents
+        self.directory = verifier_directory(self.steps / "verifier")
+        self.layers = VerifierFacts.from_directory(self.directory).layers
+        self.states = HiddenStates.open(self.steps / "hidden_states")
+        tokenizer = ChatTokenizer.load(self.directory)
+        asked = suite("holdout", self.steps / "prompts", prompts)
+        self.prompts = [tokenizer.render(one.to_json()["messages"], add_generation_prompt=True) for one in asked]
+        self.settings = Settings(0.0, 1, tokens, 1, stop_ids=frozenset(tokenizer.stop_ids))
+        self._verifiers: dict[tuple[int, ...], VerifierModel] = {}
+
+    def verifier(self, layers: tuple[int, ...]) -> VerifierModel:
+        """The verifier as it gives the streams of some of its layers."""
+        if layers not in self._verifiers:
+            self._verifiers[layers] = VerifierModel.load(self.directory, "float32", aux_layers=layers)
+        return self._verifiers[layers]
+
+    @cached_property
+    def plain(self) -> tuple[list[Answer], float]:
+        """The verifier's answers without a draft, and tokens a second."""
+        verifier = self.verifier(tuple(self.states.record["layer_ids"]))
+        decode(verifier, None, self.prompts[:1], self.settings)
+        begun = time.perf_counter()
+        answers = decode(verifier, None, self.prompts, self.settings)
+        return answers, sum(len(answer.tokens) for answer in answers) / (time.perf_counter() - begun)
+
+
+def training_of(material: Material, recipe: Recipe, folder: Path) -> TrainingInputs:
+    """A training of the recipe's draft into `folder`, on the chosen documents and without held-out ones."""
+    algorithm, steps = recipe.algorithm, material.steps
+    reads = load(algorithm.name, "config").verifier_layers(algorithm, material.layers)
+    states = material.states if reads else LastStates(material.states)
+    vocabulary = steps / "vocabulary"
+    if getattr(algorithm, "draft_vocab_size", None) is None:
+        vocabulary = folder / "vocabulary"
+        vocabulary.mkdir()
+        DraftVocabulary.whole(TokenDataset.open(steps / "tokens").vocab_size).save(vocabulary)
+    nothing_held_out = msgspec.structs.replace(recipe.train.validation, documents=0)
+    inputs = open_inputs(
+        Artifacts(steps / "verifier", steps / "tokens", vocabulary),
+        states,
+        algorithm,
+        msgspec.structs.replace(recipe.train, validation=nothing_held_out),
+        seed=recipe.seed,
+        output=folder,
+    )
+    chosen = SomeDocuments.of(inputs.data.tokens, material.documents)
+    return replace(inputs, data=TrainingData(chosen, states, inputs.data.device))
+
+
+def drafted(material: Material, trained: Path, checkpoint: Path, k: int, prompts: int) -> dict[str, Any]:
+    """Write the draft that lies in `trained` as a checkpoint, and let it draft `k` tokens a round for some prompts."""
+    write_trained(trained, material.steps / "verifier", checkpoint, speculative_tokens=k, dtype="float32")
+    network = load_draft(checkpoint, torch.float32, material.directory)
+    clocked = Clocked(proposal_of(network))
+    settings = replace(material.settings, speculative_tokens=k)
+    verifier = material.verifier(tuple(network.config.aux_layers))
+    figures, answers = measure(verifier, clocked, material.prompts[:prompts], settings)
+    equal = [mine.tokens == plain.tokens for mine, plain in zip(answers, material.plain[0], strict=False)]
+    return figures | {"equal_answers": sum(equal), "drafting_ms": 1000 * clocked.seconds / max(clocked.tokens, 1)}
+
+
+def measured(material: Material, name: str) -> dict[str, Any]:
+    """Everything about one algorithm."""
+    sets = [f"algorithm={{type: {name}, {DRAFTS[name]}}}", "train.epochs=1"]
+    recipe = load_recipe("quickstart", sets=sets).recipe
+    k = recipe.algorithm.speculative_tokens
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "train"
+        folder.mkdir()
+        inputs = training_of(material, recipe, folder)
+        network = inputs.objective.network
+        save_best(folder / "model.safetensors", network)
+        (folder / "draft.json").write_text(json.dumps(inputs.draft), encoding="utf-8")
+        untrained = drafted(material, folder, Path(place) / "untrained", k, FEW)
+        result = train(inputs)
+        found = drafted(material, folder, Path(place) / "checkpoint", k, len(material.prompts))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    return {
+        "parameters": sum(one.numel() for one in network.parameters() if one.requires_grad),
+        "training_tokens": result["tokens"],
+        "training_seconds": result["seconds"],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "proposed_tokens": k,
+        "untrained_acceptance_length": untrained["acceptance_length"],
+        "acceptance_length": found["acceptance_length"],
+        "positions": found["positions"],
+        "drafting_ms": found["drafting_ms"],
+        "tokens_per_second": found["tokens_per_second"],
+        "speed_ratio": found["tokens_per_second"] / material.plain[1],
+        "equal_answers": found["equal_answers"],
+        "answers": len(material.prompts),
+    }
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "parameters": lambda one: f"{one['parameters'] / 1e6:.1f} M",
+    "training": lambda one: f"{one['training_seconds']:.0f} s",
+    "loss": lambda one: f"{one['first_loss']:.2f} to {one['last_loss']:.2f}",
+    "untrained": lambda one: f"{one['untrained_acceptance_length']:.2f}",
+    "acceptance length": lambda one: f"{one['acceptance_length']:.3f}",
+    "accepted by position": lambda one: " ".join("-" if rate is None else f"{rate:.2f}" for rate in one["positions"]),
+    "drafting a token": lambda one: f"{one['drafting_ms']:.1f} ms",
+    "speed": lambda one: f"{one['speed_ratio']:.2f}",
+    "equal answers": lambda one: f"{one['equal_answers']} of {one['answers']}",
+}
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """All figures as a Markdown table, the longest acceptance first."""
+    order = sorted(found, key=lambda name: -found[name]["acceptance_length"])
+    rows = [["algorithm", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    rows += [[f"`{name}`", *(tell(found[name]) for tell in COLUMNS.values())] for name in order]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run of the quickstart")
+    parser.add_argument("--only", nargs="+", choices=tuple(DRAFTS), default=tuple(DRAFTS), metavar="ALGORITHM")
+    parser.add_argument("--documents", type=int, default=400, help="to learn from")
+    parser.add_argument("--prompts", type=int, default=24, help="to answer, at even distances among those held out")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    material = Material(arguments.run, arguments.documents, arguments.prompts, arguments.tokens)
+    found = {}
+    for name in arguments.only:
+        found[name] = measured(material, name)
+        print(name, "measured", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"plain_tokens_per_second": material.plain[1], "algorithms": found}, indent=2))
+    else:
+        print(table(found))
+        print(f"\nThe verifier alone: {material.plain[1]:.1f} tokens/s.")
+
+
+if __name__ == "__main__":
+    main()
