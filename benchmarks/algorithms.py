@@ -2,13 +2,15 @@
 
     python benchmarks/algorithms.py runs/quickstart/latest           # after `speculators run quickstart`
     python benchmarks/algorithms.py RUN --only eagle3 dflash --documents 100 --prompts 16 --json
+    python benchmarks/algorithms.py RUN --vllm                    # also in vLLM, those that its CPU build serves
 
 RUN is a finished run of the quickstart: its verifier, tokens, hidden states and held-out prompts are used as they are.
 The drafts are as small as the quickstart's, one or two layers, so that a CPU is enough; their recipes are in `DRAFTS`.
 A draft is trained on the same documents, one after another in the same order, and then answers the same held-out
 prompts greedily, one at a time. Printed are, for each: trained parameters, seconds of training, acceptance length
 before and after it, the share of rounds that accepted each proposal, milliseconds of drafting a proposed token, and
-tokens a second beside the verifier's alone. MTP is not among them: this verifier has no such head.
+tokens a second beside the verifier's alone, in the embedded engine and with `--vllm` in vLLM. MTP is not among them:
+this verifier has no such head.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +30,18 @@ import msgspec
 import torch
 
 from speculators.algorithms import load
-from speculators.checkpoints.load import load_draft, proposal_of
+from speculators.checkpoints.exporters import write_export
+from speculators.checkpoints.load import load_draft, proposal_of, read_checkpoint
 from speculators.checkpoints.trained import write_trained
 from speculators.data.hidden_states import HiddenStates
 from speculators.data.tokens import TokenDataset
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.decoding.request import Request
+from speculators.engines.process import read
+from speculators.engines.prometheus import parse
 from speculators.engines.transformers import VerifierModel
+from speculators.engines.vllm.answers import answers
+from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
 from speculators.evaluation.acceptance import Answer, Settings, decode, measure
 from speculators.evaluation.suites import suite
 from speculators.recipe.load import load_recipe
@@ -63,6 +71,10 @@ DRAFTS = {
     "xpress": f"{BLOCKS}, draft_vocab_size: 4096, refiner: {{rank: 64}}, teacher: unrenormalized",
 }
 """`algorithm.type` -> the rest of the recipe's section, in YAML."""
+EXPORTED = {"eagle": "eagle", "hass": "eagle", "medusa": "medusa"}
+"""Algorithms that vLLM serves when exported, and the format, which is also vLLM's name of the method."""
+SERVED = ("eagle3", "peagle", "dflash", *EXPORTED)
+"""Algorithms that vLLM's CPU build serves."""
 FEW = 3
 """Prompts that an untrained draft answers."""
 
@@ -120,7 +132,7 @@ class Clocked:
 class Material:
     """What all drafts share: a run's artifacts, the verifier, and the prompts with its own answers to them."""
 
-    def __init__(self, run: Path, documents: int, prompts: int, tokens: int) -> None:
+    def __init__(self, run: Path, documents: int, prompts: int, tokens: int, concurrency: int) -> None:
         """Open the run; of its held-out prompts `prompts` are answered, with `tokens` tokens at most."""
         self.steps, self.documents = run / "steps", documents
         self.directory = verifier_directory(self.steps / "verifier")
@@ -129,7 +141,7 @@ class Material:
         tokenizer = ChatTokenizer.load(self.directory)
         asked = suite("holdout", self.steps / "prompts", prompts)
         self.prompts = [tokenizer.render(one.to_json()["messages"], add_generation_prompt=True) for one in asked]
-        self.settings = Settings(0.0, 1, tokens, 1, stop_ids=frozenset(tokenizer.stop_ids))
+        self.settings = Settings(0.0, 1, tokens, concurrency, stop_ids=frozenset(tokenizer.stop_ids))
         self._verifiers: dict[tuple[int, ...], VerifierModel] = {}
 
     def verifier(self, layers: tuple[int, ...]) -> VerifierModel:
@@ -144,8 +156,13 @@ class Material:
         verifier = self.verifier(tuple(self.states.record["layer_ids"]))
         decode(verifier, None, self.prompts[:1], self.settings)
         begun = time.perf_counter()
-        answers = decode(verifier, None, self.prompts, self.settings)
-        return answers, sum(len(answer.tokens) for answer in answers) / (time.perf_counter() - begun)
+        found = decode(verifier, None, self.prompts, self.settings)
+        return found, sum(len(answer.tokens) for answer in found) / (time.perf_counter() - begun)
+
+    @cached_property
+    def vllm_alone(self) -> float:
+        """Tokens a second of vLLM without a draft."""
+        return by_vllm(self, (), self.directory)[0]
 
 
 def training_of(material: Material, recipe: Recipe, folder: Path) -> TrainingInputs:
@@ -171,6 +188,38 @@ def training_of(material: Material, recipe: Recipe, folder: Path) -> TrainingInp
     return replace(inputs, data=TrainingData(chosen, states, inputs.data.device))
 
 
+def by_vllm(material: Material, speculative: Sequence[str], model: Path) -> tuple[float, float]:
+    """Tokens a second of vLLM answering the prompts one at a time, and tokens a pass."""
+    requests = [
+        Request(one, material.settings.max_new_tokens, stop_ids=material.settings.stop_ids) for one in material.prompts
+    ]
+    options = ServerOptions(max_length=1024, cpu_cache=1, eager=True, most_requests=1, extra=tuple(speculative))
+    arguments = serve_arguments(model, "float32", options, trust_remote_code=False)
+    with tempfile.TemporaryDirectory() as logs, vllm_servers(arguments, options, Path(logs)) as urls:
+        list(answers(urls, MODEL, requests[:FEW], at_once=1))
+        begun = time.perf_counter()
+        tokens = sum(len(one.token_ids) for one in answers(urls, MODEL, requests, at_once=1))
+        seconds = time.perf_counter() - begun
+        counted = parse(read(f"{urls[0]}/metrics"))
+    rounds, accepted = (
+        sum(counted.get(f"spec_decode_num_{what}_total", [0.0])) for what in ("drafts", "accepted_tokens")
+    )
+    return tokens / seconds, 1 + accepted / rounds if rounds else 1.0
+
+
+def served(material: Material, name: str, checkpoint: Path, k: int) -> dict[str, float]:
+    """How fast vLLM is with a draft of an algorithm that it serves, beside itself without one."""
+    speculative: list[str] = []
+    model = checkpoint
+    if name in EXPORTED:
+        exported, model = checkpoint.with_name("exported"), material.directory
+        write_export(read_checkpoint(checkpoint), EXPORTED[name], exported)
+        method = {"method": EXPORTED[name], "model": str(exported), "num_speculative_tokens": k}
+        speculative = ["--speculative-config", json.dumps(method)]
+    rate, length = by_vllm(material, speculative, model)
+    return {"vllm_tokens_per_second": rate, "vllm_speed_ratio": rate / material.vllm_alone, "vllm_length": length}
+
+
 def drafted(material: Material, trained: Path, checkpoint: Path, k: int, prompts: int) -> dict[str, Any]:
     """Write the draft that lies in `trained` as a checkpoint, and let it draft `k` tokens a round for some prompts."""
     write_trained(trained, material.steps / "verifier", checkpoint, speculative_tokens=k, dtype="float32")
@@ -178,12 +227,12 @@ def drafted(material: Material, trained: Path, checkpoint: Path, k: int, prompts
     clocked = Clocked(proposal_of(network))
     settings = replace(material.settings, speculative_tokens=k)
     verifier = material.verifier(tuple(network.config.aux_layers))
-    figures, answers = measure(verifier, clocked, material.prompts[:prompts], settings)
-    equal = [mine.tokens == plain.tokens for mine, plain in zip(answers, material.plain[0], strict=False)]
+    figures, found = measure(verifier, clocked, material.prompts[:prompts], settings)
+    equal = [mine.tokens == plain.tokens for mine, plain in zip(found, material.plain[0], strict=False)]
     return figures | {"equal_answers": sum(equal), "drafting_ms": 1000 * clocked.seconds / max(clocked.tokens, 1)}
 
 
-def measured(material: Material, name: str) -> dict[str, Any]:
+def measured(material: Material, name: str, *, in_vllm: bool) -> dict[str, Any]:
     """Everything about one algorithm."""
     sets = [f"algorithm={{type: {name}, {DRAFTS[name]}}}", "train.epochs=1"]
     recipe = load_recipe("quickstart", sets=sets).recipe
@@ -198,6 +247,7 @@ def measured(material: Material, name: str) -> dict[str, Any]:
         untrained = drafted(material, folder, Path(place) / "untrained", k, FEW)
         result = train(inputs)
         found = drafted(material, folder, Path(place) / "checkpoint", k, len(material.prompts))
+        beside = served(material, name, Path(place) / "checkpoint", k) if in_vllm and name in SERVED else {}
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     return {
@@ -215,6 +265,7 @@ def measured(material: Material, name: str) -> dict[str, Any]:
         "speed_ratio": found["tokens_per_second"] / material.plain[1],
         "equal_answers": found["equal_answers"],
         "answers": len(material.prompts),
+        **beside,
     }
 
 
@@ -227,6 +278,7 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "accepted by position": lambda one: " ".join("-" if rate is None else f"{rate:.2f}" for rate in one["positions"]),
     "drafting a token": lambda one: f"{one['drafting_ms']:.1f} ms",
     "speed": lambda one: f"{one['speed_ratio']:.2f}",
+    "in vLLM": lambda one: f"{one['vllm_speed_ratio']:.2f}" if "vllm_speed_ratio" in one else "-",
     "equal answers": lambda one: f"{one['equal_answers']} of {one['answers']}",
 }
 
@@ -247,12 +299,14 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=400, help="to learn from")
     parser.add_argument("--prompts", type=int, default=24, help="to answer, at even distances among those held out")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--vllm", action="store_true", help="measure in vLLM as well")
+    parser.add_argument("--concurrency", type=int, default=1, help="answers made at once")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    material = Material(arguments.run, arguments.documents, arguments.prompts, arguments.tokens)
+    material = Material(arguments.run, arguments.documents, arguments.prompts, arguments.tokens, arguments.concurrency)
     found = {}
     for name in arguments.only:
-        found[name] = measured(material, name)
+        found[name] = measured(material, name, in_vllm=arguments.vllm)
         print(name, "measured", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"plain_tokens_per_second": material.plain[1], "algorithms": found}, indent=2))
