@@ -31,7 +31,8 @@ class Criterion:
     The loss is `sum_j weights[j] * mean(loss of step j)`; the mean is over the step's positions in the batch
     (`token_mean`), over documents of the document's mean (`sequence_mean`), or the sum over all tokens of the batch,
     prompts included (`padded_mean`). Positions whose most likely token the draft does not have are left out of the
-    loss with `drops_unknown`, and always count as misses in the accuracy.
+    loss with `drops_unknown`, and always count as misses in the accuracy. With `follows_data`, `ce` compares with the
+    batch's own next tokens instead of the verifier's choices.
     """
 
     losses: Mapping[str, float]
@@ -39,6 +40,7 @@ class Criterion:
     reduction: Literal["token_mean", "sequence_mean", "padded_mean"]
     is_renormalized: bool
     drops_unknown: bool
+    follows_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,17 @@ class Judge:
         self.chunk = chunk
         """Positions whose whole distributions are held at a time; None: by the size of the vocabulary."""
         with_mass = not criterion.is_renormalized or bool(NEED_TRUE_MASS & criterion.losses.keys())
+        # The only one at weight 1 is the loss itself.
+        self._names_terms = [weight for weight in criterion.losses.values() if weight] != [1.0]
         self._teacher = Teacher(verifier, target_ids, with_mass=with_mass, compute_dtype=compute_dtype)
         self._known: torch.Tensor | None = None  # bool [V]
         if criterion.drops_unknown and target_ids is not None:
             self._known = torch.zeros(len(verifier.weight), dtype=torch.bool, device=target_ids.device)
             self._known[target_ids] = True
+        self._draft_ids: torch.Tensor | None = None  # int64 [V], -1 for tokens that the draft does not have
+        if criterion.follows_data and target_ids is not None:
+            self._draft_ids = torch.full((len(verifier.weight),), -1, device=target_ids.device)
+            self._draft_ids[target_ids] = torch.arange(len(target_ids), device=target_ids.device)
 
     def count(self, batch: Batch, chains: Chains, total: Total) -> Counted:
         """What counts of these chains; every process has to ask, whatever it has of the batch."""
@@ -139,18 +147,18 @@ class Judge:
             for weight, reading in beside
             for row in self._rows(batch, chains, counted, targets, reading, shares)
         ]
-        last = batch.last[targets.positions]
+        last, following = batch.last[targets.positions], self._following(batch, targets)
         total, judged = chunked_loss(
             [*rows, *others],
             *_side_by_side(head),
-            partial(self._target, last),
+            partial(self._target, last, following),
             len(targets.positions),
             self._criterion.losses,
             self.chunk,
         )
         judged = judged[: len(rows)]
         hits = [self._hits(batch, chains, step, one) for step, one in enumerate(judged)]
-        measured = _measure((total.item(), counted.share), rows, judged, hits)
+        measured = _measure((total.item(), counted.share), rows, judged, hits, names_terms=self._names_terms)
         return Verdict(Evaluation(total, measured, _accepted(chains, hits)), rows, judged)
 
     def _size(self, counted: torch.Tensor, documents: torch.Tensor, batch: Batch) -> float:
@@ -184,10 +192,18 @@ class Judge:
             rows.append(StepRows(one, targets.of_step[step], weights))
         return rows
 
-    def _target(self, last: torch.Tensor, where: slice) -> Target:
+    def _target(self, last: torch.Tensor, following: torch.Tensor | None, where: slice) -> Target:
         logits, total = self._teacher(last[where])
         total = None if total is None else total.to(self._dtype)
-        return Target(logits.to(self._dtype), total, self._criterion.is_renormalized)
+        wanted = None if following is None else following[where]
+        return Target(logits.to(self._dtype), total, self._criterion.is_renormalized, wanted)
+
+    def _following(self, batch: Batch, targets: _Targets) -> torch.Tensor | None:
+        """The text's tokens after the target positions as draft ids, int64 [U], where `ce` compares with them."""
+        if not self._criterion.follows_data:
+            return None
+        ids = batch.input_ids[targets.positions + 1]
+        return ids if self._draft_ids is None else self._draft_ids[ids]
 
     def _hits(self, batch: Batch, chains: Chains, step: int, judged: Judged) -> torch.Tensor:
         """Where a step's most likely token is the verifier's own choice over its whole vocabulary, bool [A_j]."""
@@ -246,7 +262,12 @@ def _accepted(chains: Chains, hits: list[torch.Tensor]) -> Accepted:
 
 
 def _measure(
-    loss: tuple[float, float], rows: list[StepRows], judged: list[Judged], hits: list[torch.Tensor]
+    loss: tuple[float, float],
+    rows: list[StepRows],
+    judged: list[Judged],
+    hits: list[torch.Tensor],
+    *,
+    names_terms: bool,
 ) -> Measured:
     measured: Measured = {"loss": loss}
     terms: Mapping[str, tuple[float, float]]
@@ -254,7 +275,7 @@ def _measure(
         counted = row.weights > 0
         measured[f"loss_{step}"] = float(one.values[counted].sum()), float(counted.sum())
         measured[f"accuracy_{step}"] = float(hit.sum()), float(len(hit))
-        if len(one.terms) > 1:
+        if names_terms:
             terms = {
                 f"{name}_{step}": (float(term[counted].sum()), float(counted.sum())) for name, term in one.terms.items()
             }

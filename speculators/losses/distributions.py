@@ -6,7 +6,7 @@ vocabulary (a teacher that is not renormalised) q still sums to one.
 
     kl   sum p log(p/q)                      rkl  sum q log(q/p)
     jsd  (sum p log(p/c) + sum q log(q/c))/2, c = (p+q)/2
-    ce   -log q(argmax p)                    tv   1 - sum min(p, q)
+    ce   -log q(x), x argmax p or the text's tv   1 - sum min(p, q)
     nla  -log sum min(p, q)                  lk   w KL + (1-w)(1 - a), a = sum min(p, q), w = exp(-3 a) held constant
     soft_ce  -sum p log q                    top_k  -sum of p log q over the ten likeliest of p (HASS)
 
@@ -69,11 +69,20 @@ class Target(_Softmax):
 
     `logits` [n, Vd]; `log_total` [n] is the log-sum-exp of the verifier's whole vocabulary, None when that is the
     draft's. `is_renormalized` says whether the likelihood losses see p renormalised over the draft's vocabulary.
+    `following` int64 [n] are the text's next tokens as draft ids, -1 where the draft does not have them; None where
+    `ce` is to compare with the verifier's choice.
     """
 
     logits: torch.Tensor
     log_total: torch.Tensor | None = None
     is_renormalized: bool = True
+    following: torch.Tensor | None = None
+
+    @cached_property
+    def hard(self) -> torch.Tensor:
+        """The one token that `ce` wants, draft ids int64 [n]: of those that the draft has, where the text's is none."""
+        best = self.peak[1]
+        return best if self.following is None else torch.where(self.following < 0, best, self.following)
 
     @cached_property
     def mass(self) -> torch.Tensor | None:
@@ -113,7 +122,8 @@ class Target(_Softmax):
     def rows(self, index: torch.Tensor) -> Target:
         """The distributions at some of the positions, int64 [m]."""
         total = None if self.log_total is None else self.log_total[index]
-        return Target(self.logits[index], total, self.is_renormalized)
+        following = None if self.following is None else self.following[index]
+        return Target(self.logits[index], total, self.is_renormalized, following)
 
 
 @dataclass(frozen=True)
@@ -164,8 +174,8 @@ def jsd(pair: Comparison) -> Evaluated:
 
 
 def ce(pair: Comparison) -> Evaluated:
-    """Cross-entropy against the verifier's most likely token of the draft's vocabulary."""
-    best = pair.target.peak[1][:, None]
+    """Cross-entropy against one token: the verifier's most likely of the draft's vocabulary, or the text's."""
+    best = pair.target.hard[:, None]
     gradient = pair.q.scatter_add(-1, best, -torch.ones_like(best, dtype=pair.q.dtype))
     return pair.lse - pair.logits.gather(-1, best)[:, 0], gradient
 
@@ -192,9 +202,10 @@ def tv(pair: Comparison) -> Evaluated:
 
 
 def nla(pair: Comparison) -> Evaluated:
-    """Negative logarithm of acceptance."""
-    slope = _acceptance_slope(pair).neg() / pair.acceptance[:, None]
-    return -pair.acceptance.log(), pair.through_softmax(slope)
+    """Negative logarithm of acceptance, which is taken for the smallest number where it is too small to be one."""
+    acceptance = pair.acceptance.clamp(min=torch.finfo(pair.q.dtype).tiny)
+    slope = _acceptance_slope(pair).neg() / acceptance[:, None]
+    return -acceptance.log(), pair.through_softmax(slope)
 
 
 def lk(pair: Comparison) -> Evaluated:

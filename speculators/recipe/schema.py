@@ -161,7 +161,11 @@ def _inlined(file: Path) -> dict[str, Any]:
         if isinstance(part, dict):
             if "$ref" in part:  # what stands beside it, such as a default, is added
                 beside = {key: below for key, below in part.items() if key != "$ref"}
-                return {**_inlined(file.parent / part["$ref"]), **beside}
+                path, _, inside = part["$ref"].partition("#/")
+                found = _inlined(file.parent / path)
+                for name in inside.split("/") if inside else ():
+                    found = found[name]
+                return {**found, **beside}
             return {key: resolve(below) for key, below in part.items()}
         return [resolve(below) for below in part] if isinstance(part, list) else part
 

@@ -9,8 +9,13 @@ import torch
 from torch.nn import functional
 
 from speculators.algorithms.base import Batch
+from speculators.algorithms.building import build_objective
+from speculators.algorithms.mtp import network as mtp
 from speculators.data.hidden_states import NOT_TAKEN
+from speculators.data.vocabulary import Coverage, DraftVocabulary, membership, offsets
 from speculators.layers.vocabulary import VerifierHead
+from speculators.recipe.load import load_recipe
+from speculators.verifiers.weights import VerifierWeights
 
 EPS, V, H = 1e-5, 50, 24
 
@@ -135,3 +140,50 @@ def shape() -> dict:
         "rms_norm_eps": EPS,
         "max_position_embeddings": 256,
     }
+
+
+LAST = ("eagle", "hass", "medusa", "hydra", "mlp_speculator", "mtp")
+"""Those that read the verifier's last state alone."""
+WHOLE = ("eagle", "hass", "dflash2", "mlp_speculator", "mtp")
+"""Those that have the verifier's whole vocabulary."""
+
+
+@pytest.fixture
+def objective_of(head: VerifierHead, monkeypatch: pytest.MonkeyPatch):
+    """The training of any algorithm, from what a recipe says of it; over 30 tokens, where it may have fewer than all.
+
+    The verifier's head can be another than the fixture `head`.
+    """
+
+    def written_head(config, weights):
+        torch.manual_seed(0)
+        return config, mtp.MtpNetwork(config).state_dict()
+
+    monkeypatch.setattr(mtp, "read_head", written_head)
+    facts = SimpleNamespace(
+        layers=6, hidden_size=H, intermediate_size=40, attention_heads=6, key_value_heads=2, head_dim=4, vocab_size=V,
+        rope={"rope_type": "default", "rope_theta": 100.0}, rms_norm_eps=EPS, max_position_embeddings=256,
+        model_type="mimo", mtp_layers=1,
+    )  # fmt: skip
+
+    def build(said: str, weight: torch.Tensor | None = None):
+        name = said.partition(",")[0].removeprefix("type: ")
+        layers = "" if name in LAST else ", aux_layers: [1, 2, 4]"
+        reduced = [] if name in WHOLE else ["algorithm.draft_vocab_size=30"]
+        options = load_recipe("tiny", sets=[f"algorithm={{{said}{layers}}}", *reduced]).recipe.algorithm
+        embedding = torch.randn(V, H, generator=torch.Generator().manual_seed(0))
+        shown = (head.weight if weight is None else weight).float()
+        size = V if name in WHOLE else 30
+        kept = torch.arange(size)
+        maps = (None, None) if size == V else (offsets(kept), membership(kept, V))
+        return build_objective(
+            options,
+            facts,
+            VerifierWeights(embedding, shown, head.norm.float(), head.eps),
+            DraftVocabulary(size, V, *maps, Coverage(1.0, 1.0)),
+            aux_layers=(6,) if name == "mtp" else (1, 2, 4),
+            precision="float32",
+            seed=0,
+        )
+
+    return build

@@ -8,7 +8,6 @@ unmarked tensor is allowed there, and single numbers are.
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,18 +15,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from speculators.algorithms.base import Batch
-from speculators.algorithms.building import build_objective
-from speculators.algorithms.mtp import network as mtp
-from speculators.data.vocabulary import Coverage, DraftVocabulary, membership, offsets
 from speculators.layers.rotary import Rotary
-from speculators.recipe.load import load_recipe
-from speculators.verifiers.weights import VerifierWeights
 
 ALGORITHMS = {
     "eagle": "type: eagle",
     "hass": "type: hass, judged_steps: 2",
     "eagle3": "type: eagle3, training_time_test: {steps: 3}, out_of_vocabulary: drop, reduction: sequence_mean",
     "peagle": "type: peagle, layers: 2, depths: 3, feature_noise: 0.1",
+    "eagle3 by the text": "type: eagle3, loss: {ce: 1.0, top_k: 0.1, ce_target: data}",
     "dflash": "type: dflash, layers: 2, block_size: 4, anchors: 2",
     "dflash by chances": "type: dflash, layers: 1, block_size: 4, anchors: 2, weights: {type: dpace}",
     "dspark": "type: dspark, layers: 1, block_size: 4, markov_rank: 4, teacher: unrenormalized",
@@ -38,11 +33,6 @@ ALGORITHMS = {
     "mlp_speculator": "type: mlp_speculator, heads: 3, inner_size: 16",
     "mtp": "type: mtp, steps: 3",
 }
-
-LAST = ("eagle", "hass", "medusa", "hydra", "mlp_speculator", "mtp")
-"""Those that read the verifier's last state alone."""
-WHOLE = ("eagle", "hass", "dflash2", "mlp_speculator", "mtp")
-"""Those that have the verifier's whole vocabulary."""
 
 
 class Marked(TorchFunctionMode):
@@ -116,23 +106,8 @@ def mark_inside(thing: Any, seen: set[int]) -> None:
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
-def test_nothing_on_the_processor_is_mixed_with_what_is_on_the_device(name, make_batch, head, monkeypatch):
-    layers = "" if name in LAST else ", aux_layers: [1, 2, 4]"
-    options = load_recipe("tiny", sets=[f"algorithm={{{ALGORITHMS[name]}{layers}}}", *reduced(name)])
-    options = options.recipe.algorithm
-    facts = SimpleNamespace(
-        layers=6, hidden_size=24, intermediate_size=40, attention_heads=6, key_value_heads=2, head_dim=4, vocab_size=50,
-        rope={"rope_type": "default", "rope_theta": 100.0}, rms_norm_eps=1e-5, max_position_embeddings=256,
-        model_type="mimo", mtp_layers=1,
-    )  # fmt: skip
-    monkeypatch.setattr(mtp, "read_head", lambda config, weights: (config, mtp.MtpNetwork(config).state_dict()))
-    weights = VerifierWeights(torch.randn(50, 24), head.weight.float(), head.norm.float(), head.eps)
-    size = getattr(options, "draft_vocab_size", None) or 50
-    kept = torch.arange(size)
-    maps = (None, None) if size == 50 else (offsets(kept), membership(kept, 50))
-    vocabulary = DraftVocabulary(size, 50, *maps, Coverage(1.0, 1.0))
-    common = {"aux_layers": (6,) if name == "mtp" else (1, 2, 4), "precision": "float32", "seed": 0}
-    objective = build_objective(options, facts, weights, vocabulary, **common)
+def test_nothing_on_the_processor_is_mixed_with_what_is_on_the_device(name, make_batch, objective_of, monkeypatch):
+    objective = objective_of(ALGORITHMS[name])
     mark_inside(objective, set())
     forward = Rotary.forward
     monkeypatch.setattr(Rotary, "forward", lambda self, positions, last=None: tables(forward, self, positions, last))
@@ -148,10 +123,6 @@ def test_nothing_on_the_processor_is_mixed_with_what_is_on_the_device(name, make
             evaluation = objective.evaluate(batch, noise)
             assert not is_marked(evaluation.accepted.lengths), "the walk is made on the processor"
     assert evaluation.measured["loss"][1] == 1
-
-
-def reduced(name: str) -> list[str]:
-    return [] if name in WHOLE else ["algorithm.draft_vocab_size=30"]
 
 
 def tables(forward: Any, rotary: Rotary, positions: torch.Tensor, last: int | None) -> Any:

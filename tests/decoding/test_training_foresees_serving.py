@@ -30,7 +30,7 @@ def _options(steps: int) -> Eagle3:
         aux_layers=(1, 2, 3),
         training_time_test=TrainingTimeTest(steps=steps, decay=1.0),
         normalization=Normalization(before_residual=False, before_fc=True, per_aux_layer=False, output=False),
-        loss=LossWeights(kl=1.0, rkl=0.0, jsd=0.0, ce=0.0, tv=0.0, nla=0.0, lk=0.0),
+        loss=LossWeights(kl=1.0, rkl=0.0, jsd=0.0, ce=0.0, tv=0.0, nla=0.0, lk=0.0, top_k=0.0, ce_target="teacher"),
         reduction="token_mean",
         teacher="renormalized",
         out_of_vocabulary="keep",

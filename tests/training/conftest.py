@@ -128,7 +128,7 @@ def training(dataset: TokenDataset, tmp_path: Path) -> Callable[..., TrainingInp
 
 
 def algorithm(**changes: Any) -> Eagle3:
-    losses = dict.fromkeys(LossWeights.__struct_fields__, 0.0) | {"kl": 1.0}
+    losses: dict[str, Any] = dict.fromkeys(LossWeights.__struct_fields__, 0.0) | {"kl": 1.0, "ce_target": "teacher"}
     values: dict[str, Any] = {
         "layers": 1,
         "draft_vocab_size": VOCABULARY,

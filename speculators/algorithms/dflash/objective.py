@@ -49,6 +49,7 @@ class BlockObjective:
             reduction=options.reduction,
             is_renormalized=options.is_renormalized,
             drops_unknown=options.drops_unknown,
+            follows_data=options.loss.follows_data,
         )
         dtype = network.norm.weight.dtype
         self.judge = Judge(

@@ -53,11 +53,12 @@ class EagleObjective:
         trained = options.trained_steps
         self._steps = max(trained, options.judged_steps)
         criterion = Criterion(
-            losses=options.head_losses(),
+            losses=options.loss.named(),
             weights=[1.0] * trained + [0.0] * (self._steps - trained),
             reduction="token_mean",
             is_renormalized=True,
             drops_unknown=False,
+            follows_data=options.loss.follows_data,
         )
         dtype = network.embed_tokens.weight.dtype
         self.judge = Judge(criterion, verifier, None, dtype=dtype, compute_dtype=compute_dtype, chunk=chunk)

@@ -45,6 +45,7 @@ class Eagle3Objective:
             reduction=options.reduction,
             is_renormalized=options.teacher == "renormalized",
             drops_unknown=options.out_of_vocabulary == "drop",
+            follows_data=options.loss.follows_data,
         )
         dtype = network.norm.weight.dtype
         self.judge = Judge(

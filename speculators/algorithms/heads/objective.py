@@ -38,6 +38,7 @@ class HeadsObjective:
             reduction=options.reduction,
             is_renormalized=options.is_renormalized,
             drops_unknown=options.drops_unknown,
+            follows_data=options.loss.follows_data,
         )
         for head in network.heads:
             head.requires_grad_(options.trains_heads)

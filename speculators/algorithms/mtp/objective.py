@@ -42,6 +42,7 @@ class MtpObjective:
             reduction=options.reduction,
             is_renormalized=True,
             drops_unknown=False,
+            follows_data=options.loss.follows_data,
         )
         self.judge = Judge(criterion, verifier, None, dtype=network.dtype, compute_dtype=compute_dtype, chunk=chunk)
         self._head = network.head, network.head.to(compute_dtype if network.dtype == torch.float32 else network.dtype)

@@ -6,20 +6,19 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from speculators.recipe.finding import Finding
-from speculators.recipe.shapes.common import DraftOptions, Shape
+from speculators.recipe.shapes.common import DraftOptions
+from speculators.recipe.shapes.losses import LossWeights, target_findings
 
 
-class EagleLoss(Shape, frozen=True):
-    """The weights of the distance between features and of that between distributions."""
+class FeatureLoss(LossWeights, frozen=True):
+    """The losses between distributions, and that between features; `soft_ce` is how the papers write their `kl`."""
 
     smooth_l1: float
     soft_ce: float
 
-
-class HassLoss(EagleLoss, frozen=True):
-    """And of the cross-entropy over the likeliest tokens alone."""
-
-    top_k: float
+    def named(self) -> dict[str, float]:
+        """Those between distributions."""
+        return {name: weight for name, weight in super().named().items() if name != "smooth_l1"}
 
 
 class FeatureDraft(DraftOptions, frozen=True):
@@ -28,7 +27,7 @@ class FeatureDraft(DraftOptions, frozen=True):
     states_read: ClassVar[tuple[str, ...]] = ("algorithm.type",)
     drafts_trees: ClassVar[bool] = True
 
-    loss: EagleLoss
+    loss: FeatureLoss
     feature_noise: float
     fc_bias: bool
     judged_steps: int
@@ -38,10 +37,6 @@ class FeatureDraft(DraftOptions, frozen=True):
         """Steps of a chain that have a part in the loss."""
         raise NotImplementedError
 
-    def head_losses(self) -> dict[str, float]:
-        """The losses of the mix that compare distributions, by the names of `losses/distributions.py`."""
-        return {"soft_ce": self.loss.soft_ce}
-
     @property
     def speculative_tokens(self) -> int:
         """As many as validation judges."""
@@ -49,7 +44,8 @@ class FeatureDraft(DraftOptions, frozen=True):
 
     def findings(self) -> Iterator[Finding]:
         """A draft that never learns what its features mean to the head."""
-        if not any(self.head_losses().values()):
+        yield from target_findings(self.loss)
+        if not self.loss.named():
             what = "`algorithm.loss` compares no distributions, so nothing would be learnt about tokens"
             yield Finding(("algorithm", "loss"), what, "such as loss: {smooth_l1: 1.0, soft_ce: 0.1}")
 
@@ -66,14 +62,9 @@ class Eagle(FeatureDraft, frozen=True, tag="eagle", tag_field="type"):
 class Hass(FeatureDraft, frozen=True, tag="hass", tag_field="type"):
     """A HASS draft: EAGLE-1's, trained over several aligned steps."""
 
-    loss: HassLoss
     aligned_steps: int
 
     @property
     def trained_steps(self) -> int:
         """All aligned ones."""
         return self.aligned_steps
-
-    def head_losses(self) -> dict[str, float]:
-        """Both that compare distributions."""
-        return {"soft_ce": self.loss.soft_ce, "top_k": self.loss.top_k}

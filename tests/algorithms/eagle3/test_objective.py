@@ -20,7 +20,7 @@ from speculators.recipe.shapes.losses import LossWeights
 Build = Callable[..., Eagle3Network]
 H, V, HEADS, KV, D = 24, 50, 6, 2, 4
 EPS = 1e-5
-LOSS_NAMES = ("kl", "rkl", "jsd", "ce", "tv", "nla", "lk")
+LOSS_NAMES = ("kl", "rkl", "jsd", "ce", "tv", "nla", "lk", "top_k")
 
 
 def options(**changes: Any) -> Eagle3:
@@ -43,7 +43,9 @@ def options(**changes: Any) -> Eagle3:
         normalization=Normalization(
             **{name: name in norms for name in ("before_residual", "before_fc", "per_aux_layer", "output")}
         ),
-        loss=LossWeights(**{name: loss.get(name, 0.0) for name in LOSS_NAMES}),
+        loss=LossWeights(
+            **{name: loss.get(name, 0.0) for name in LOSS_NAMES}, ce_target=loss.get("ce_target", "teacher")
+        ),
         **(values | changes),
     )
 
@@ -180,20 +182,24 @@ class Dense:
             states = [rms(out, w["norm.weight"]) for out in streams] if norms.output else streams
         return outs
 
-    def distance(self, log_q: torch.Tensor, z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    def distance(self, log_q: torch.Tensor, z: torch.Tensor, kept: torch.Tensor, following: int) -> torch.Tensor:
         """The loss mix at one position; `z` are the verifier's logits over its whole vocabulary."""
         true, q = z.softmax(0)[kept], log_q.exp()
         p = true / true.sum() if self.chosen.teacher == "renormalized" else true
         middle = (p + q) / 2
         acceptance = torch.minimum(true, q).sum()
         confidence = torch.exp(-3 * acceptance.detach())
+        wanted = int(z[kept].argmax())
+        if self.chosen.loss.ce_target == "data" and following in kept.tolist():
+            wanted = kept.tolist().index(following)
         values = {
             "kl": (p * (p.log() - log_q)).sum(),
             "rkl": (q * (log_q - p.log())).sum(),
             "jsd": ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2,
-            "ce": -log_q[z[kept].argmax()],
+            "ce": -log_q[wanted],
             "tv": 1 - acceptance,
             "nla": -acceptance.log(),
+            "top_k": -(p * log_q)[p.argsort(descending=True)[:10]].sum(),
             "lk": confidence * (true * (true.log() - log_q)).sum() + (1 - confidence) * (1 - acceptance),
         }
         total = z.new_zeros(())
@@ -224,7 +230,8 @@ class Dense:
                     log_q = (
                         self.weights["lm_head.weight"] @ rms(outs[step][t], self.weights["norm.weight"])
                     ).log_softmax(0)
-                    losses.append(self.distance(log_q, head.weight @ rms(last[new], head.norm), kept))
+                    z = head.weight @ rms(last[new], head.norm)
+                    losses.append(self.distance(log_q, z, kept, int(ids[new + 1])))
                 found[step].append(losses)
         total = torch.zeros((), dtype=torch.float64)
         for step, documents in enumerate(found):
@@ -292,6 +299,12 @@ def test_every_normalization_option(tiny_network: Build, norms: list[str]) -> No
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_every_loss_with_either_teacher(tiny_network: Build, loss: str, teacher: str) -> None:
     check(tiny_network, options(loss={loss: 1.0}, teacher=teacher, steps=2), MASKS["gaps"])
+
+
+@pytest.mark.parametrize("draft_vocab_size", [32, V])
+def test_cross_entropy_with_the_text_s_own_tokens(tiny_network: Build, draft_vocab_size: int) -> None:
+    chosen = options(loss={"ce": 1.0, "tv": 0.5, "ce_target": "data"}, steps=3, teacher="unrenormalized")
+    check(tiny_network, chosen, MASKS["several documents"], chunk=3, draft_vocab_size=draft_vocab_size)
 
 
 def test_a_mix_of_losses_and_its_terms(tiny_network: Build) -> None:
