@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speculators.algorithms.tree_growth import Growth, as_tree
+from speculators.algorithms.tree_growth import as_tree, growing
 from speculators.layers.decoder import DecoderLayer
 from speculators.layers.packed_linear import merge_linears
 from speculators.layers.slot_cache import Place, SlotCache
-from speculators.layers.trees import Tree, TreeShape, tree_mask
+from speculators.layers.trees import AnyShape, Tree, tree_mask
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 
@@ -135,19 +135,19 @@ class ChainProposal:
         aux: torch.Tensor,
         lengths: Sequence[int],
         counts: Sequence[int],
-        shape: TreeShape,
+        shape: AnyShape,
     ) -> Tree:
         """Read as `propose` does, then draft a tree for each row, level by level (`algorithms/tree_growth.py`)."""
         kept = [length + count for length, count in zip(lengths, counts, strict=True)]
         out = self._newest(cache, rows, next_ids, aux, counts)
         if min(counts) < next_ids.shape[1]:
             cache.crop(rows, kept)
-        growth, frontier = Growth(shape), None
+        growth = growing(shape)
         starts = torch.tensor(kept, device=out.device)
         own = torch.zeros(len(kept), 1, 0, dtype=torch.bool, device=out.device)  # [B, w, nodes read]
         for level in range(shape.depth):
             logits, state = self._read_out(out)
-            frontier = growth.grow(logits, frontier)
+            frontier = growth.grow(logits)
             if level + 1 == shape.depth:
                 break
             # A node reads its parent's state, and sees what that one saw, and itself.

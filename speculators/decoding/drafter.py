@@ -11,7 +11,7 @@ import torch
 from speculators.decoding.models import Choose, Output, Proposal, TreeProposal
 from speculators.decoding.request import Request
 from speculators.decoding.sampling import Uniforms, distributions, draw
-from speculators.layers.trees import Tree, TreeShape
+from speculators.layers.trees import AnyShape, Tree
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Drafter:
         ids = self._proposal.propose(self._cache, numbers, next_ids, features, lengths, counts, drafted, choose)
         return Proposed(ids[:, :k])
 
-    def grow(self, lengths: Sequence[int], unread: Sequence[list[int]], shape: TreeShape) -> Tree:
+    def grow(self, lengths: Sequence[int], unread: Sequence[list[int]], shape: AnyShape) -> Tree:
         """As `propose`, but a tree for each of the first len(unread) rows."""
         assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
         counts = [len(tokens) for tokens in unread]

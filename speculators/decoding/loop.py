@@ -19,7 +19,7 @@ from speculators.decoding.models import Output, Proposal, TreeVerifier, Verifier
 from speculators.decoding.request import Commit, Request
 from speculators.decoding.sampling import Uniforms, choose, distributions
 from speculators.decoding.tree import follow
-from speculators.layers.trees import TreeShape
+from speculators.layers.trees import AnyShape
 
 Drafting = Literal["greedy", "sampled"]
 
@@ -66,7 +66,7 @@ class Decoder:
         speculative_tokens: int = 0,
         drafting: Drafting = "greedy",
         prefill_tokens: int = 4096,
-        tree: TreeShape | None = None,
+        tree: AnyShape | None = None,
     ) -> None:
         if tree is not None and (drafting != "greedy" or not hasattr(proposal, "propose_tree")):
             raise ValueError("trees are made of the likeliest tokens, by a draft that can continue several at once")
@@ -208,7 +208,7 @@ class Decoder:
         return [self._commit(*each) for each in zip(rows, running, verdicts, limits, lengths, strict=True)]
 
     def _tree_round(
-        self, drafter: Drafter, shape: TreeShape, running: list[_Sequence], limits: list[int]
+        self, drafter: Drafter, shape: AnyShape, running: list[_Sequence], limits: list[int]
     ) -> list[Commit]:
         """A round with a tree for each sequence: of each the path is kept that the verifier's own choices follow."""
         rows = range(len(running))

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from speculators.layers.trees import Tree, TreeShape
+from speculators.layers.trees import AnyShape, Tree
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 """Picks the draft's next tokens: draft ids int64 [B] from its logits [B, Vd]."""
@@ -117,6 +117,6 @@ class TreeProposal(Proposal, Protocol):
         aux: torch.Tensor,
         lengths: Sequence[int],
         counts: Sequence[int],
-        shape: TreeShape,
+        shape: AnyShape,
     ) -> Tree:
         """Read as `propose` does, then draft a tree after each row; needs room for `shape.drafted` more positions."""

@@ -17,7 +17,7 @@ import torch
 from speculators.decoding.loop import Decoder, Drafting
 from speculators.decoding.models import Proposal, Verifier
 from speculators.decoding.request import Commit, Request
-from speculators.layers.trees import TreeShape
+from speculators.layers.trees import AnyShape
 
 _REFILL = 4
 """Free slots are filled when a quarter of them is free: reading one prompt alone costs as much as reading several."""
@@ -34,7 +34,7 @@ class Settings:
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     drafting: Drafting = "greedy"
-    tree: TreeShape | None = None
+    tree: AnyShape | None = None
     """Trees of this shape instead of chains; `speculative_tokens` is then their depth."""
 
 

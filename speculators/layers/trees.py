@@ -6,6 +6,7 @@ the cache, and sees the text, its ancestors and itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +29,63 @@ class TreeShape:
     def drafted(self) -> int:
         """Nodes that the draft itself reads while the tree grows."""
         return (self.depth - 1) * self.width
+
+
+@dataclass(frozen=True)
+class StaticShape:
+    """A tree whose nodes are chosen beforehand (Medusa, arXiv:2401.10774): `paths` leads to each of them.
+
+    A path has a rank for every level, 0 for the likeliest token after the node above, 1 for the next. Whatever leads to
+    a node is a node too, and none is named twice; else ValueError.
+    """
+
+    paths: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if problem := path_problem(self.paths):
+            raise ValueError(problem)
+
+    @property
+    def depth(self) -> int:
+        """Levels."""
+        return max(map(len, self.paths))
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the verifier reads."""
+        return len(self.paths)
+
+    @property
+    def drafted(self) -> int:
+        """Nodes that the draft itself reads while the tree grows: those with nodes below."""
+        return sum(map(len, self.continued))
+
+    @cached_property
+    def levels(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The paths to the nodes of each level, in order."""
+        return tuple(tuple(sorted(one for one in self.paths if len(one) == size + 1)) for size in range(self.depth))
+
+    @cached_property
+    def continued(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Of each level those with nodes below."""
+        above = {path[:-1] for path in self.paths}
+        return tuple(tuple(path for path in level if path in above) for level in self.levels)
+
+
+AnyShape = TreeShape | StaticShape
+
+
+def path_problem(paths: Sequence[Sequence[int]]) -> str | None:
+    """What keeps these paths from being a tree, in words; None for nothing."""
+    known = {tuple(path) for path in paths}
+    if not paths:
+        return "there is no path"
+    for path in map(tuple, paths):
+        if not path:
+            return "a path is empty"
+        if len(path) > 1 and path[:-1] not in known:
+            return f"{list(path)} is there and {list(path[:-1])}, which leads to it, is not"
+    return None if len(known) == len(paths) else "a path is there twice"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Several files made into one recipe: what it extends, the file itself, overlays, and `--set`.
+"""Several files made into one recipe: what it extends, the file itself, overlays, `--set`, and below all a preset.
 
 Mappings merge deep; lists replace; null over a mapping deletes it, where null is not itself a value; a mapping whose
 `type` changes replaces the old one whole. Every file counts once, where it is first named, so diamonds do no harm.
@@ -50,6 +50,7 @@ def compose(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ())
         root = _set(root, setting)
     if isinstance(root.value, dict):
         root = replace(root, value={key: node for key, node in root.value.items() if key != "extends"})
+        root = _with_preset(root, files)
     return Composed(root, text, tuple(files))
 
 
@@ -157,6 +158,29 @@ def _base(entry: Node) -> Path:
         what = f"`extends` names {name}, which is neither a file beside this one nor shipped"
         raise RecipeError((entry.problem(what, f"nearest: {', '.join(near)}"),))
     return shipped
+
+
+def _with_preset(root: Node, files: list[Path]) -> Node:
+    """The recipe on top of what its `algorithm.preset` stands for, whose file is put before all `files`.
+
+    A preset or a type that there is not is left for the schema to complain of.
+    """
+    section = root.value.get("algorithm") if isinstance(root.value, dict) else None
+    if section is None or not isinstance(section.value, dict) or "preset" not in section.value:
+        return root
+    assert isinstance(root.value, dict)  # noqa: S101  it has the section
+    preset, type_ = section.value["preset"].value, section.value.get("type")
+    own = replace(section, value={name: node for name, node in section.value.items() if name != "preset"})
+    if preset == "paper" and type_ is not None:
+        path = find_shipped(f"bases/{type_.value}")
+        base = read(read_text(path)).value if path is not None else None
+        if path is None or not isinstance(base, dict) or "algorithm" not in base:
+            return root
+        own = merge(base["algorithm"], own, ("algorithm",))
+        files[:] = [path.resolve(), *(file for file in files if file != path.resolve())]
+    elif preset is not None:
+        return root
+    return replace(root, value={**root.value, "algorithm": own})
 
 
 def _set(root: Node, setting: str) -> Node:

@@ -18,6 +18,9 @@ from speculators.shipped import shipped_folder
 
 Schema = Mapping[str, Any]
 
+COMPOSED = ("extends", "preset")
+"""Properties that say where others come from; a composed recipe has them no more."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -125,7 +128,7 @@ def fill(value: Any, schema: Schema | None = None) -> Any:
         for _ in range(2):
             known = properties(schema, filled)
             for name, below in known.items():
-                if name not in filled and "default" in below and name != "extends":
+                if name not in filled and "default" in below and name not in COMPOSED:
                     filled[name] = deepcopy(below["default"])
         ordered = [name for name in known if name in filled] + [name for name in filled if name not in known]
         return {name: fill(filled[name], known.get(name, {})) for name in ordered}

@@ -143,7 +143,8 @@ class _Training:
             evaluation.loss.backward()  # type: ignore[no-untyped-call]
         if self.ranks.any(bool(evaluation.measured)):  # else no document of the batch has anything to learn from
             self.ranks.sum_gradients(self.network.parameters())
-            norm = self.optimizer.step(rate(options.schedule, progress.step, steps), options.gradient_clip)
+            now = rate(options.schedule, progress.step, steps)
+            norm = self.optimizer.step(now, options.gradient_clip, options.gradient_clip_value)
             add_measured(progress.window, evaluation.measured)
             self._note(gradient_norm=(norm, 1.0))
         else:

@@ -48,12 +48,20 @@ class Optimizer:
         self._parameters = list(named.values())
         self._highest = [[float(group["lr"]) for group in part.param_groups] for part in self._parts]
 
-    def step(self, rate: float, clip: float | None) -> float:
+    def step(self, rate: float, clip: float | None, clip_value: float | None = None) -> float:
         """Change the parameters by their gradients at `rate` times the highest learning rates, and drop the gradients.
 
-        Gradients are first scaled down to a norm of `clip`, taken over all parameters. Returns the norm before that.
+        Each value of a gradient is first cut to `clip_value`, then all are scaled down to a norm of `clip`, taken over
+        all parameters. Returns the norm before either.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if clip is None else clip)
+        before = clip if clip_value is None else None
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if before is None else before)
+        if clip_value is not None:
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.clamp_(-clip_value, clip_value)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(self._parameters, clip)
         for part, highest in zip(self._parts, self._highest, strict=True):
             for group, top in zip(part.param_groups, highest, strict=True):
                 if isinstance(group["lr"], torch.Tensor):  # compiled steps read it where it is

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from speculators.algorithms.tree_growth import Growth, as_tree
+from speculators.algorithms.tree_growth import as_tree, growing
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Request
 from speculators.layers.trees import TreeShape
@@ -89,10 +89,10 @@ class ToyProposal:
             history = cache.read[row]
             assert [position for position, _, _ in history] == list(range(len(history)))
             assert all(before[2] == after[1] for before, after in itertools.pairwise(history))
-        growth, frontier = Growth(shape), None
+        growth = growing(shape)
         last = torch.tensor([[cache.read[row][-1][2]] for row in rows.tolist()])
         for _ in range(shape.depth):
-            frontier = growth.grow(self.table[last], frontier)
+            frontier = growth.grow(self.table[last])
             last = frontier.tokens if self.target_ids is None else self.target_ids[frontier.tokens]
         return as_tree(*growth.harvest(), self.target_ids)
 

@@ -246,7 +246,7 @@ bad.yaml:8:28: error: unknown key `momentum` in `train.optimizer`
         """\
 bad.yaml:7:9: error: unknown key `zzz` in `train`
      7 | train: {zzz: 1}
-       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, initialize_from, validation, checkpoint, execution, tracking
+       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, validation, checkpoint, execution, tracking
 """,
         id="a key like nothing else",
     ),
@@ -264,7 +264,7 @@ bad.yaml:6:1: error: `verifier` is "Qwen/Qwen3-8B", expected mapping
         """\
 bad.yaml:7:1: error: `train` is 3, expected mapping
      7 | train: 3
-       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, precision, initialize_from, validation, checkpoint, execution, tracking
+       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, validation, checkpoint, execution, tracking
 """,
         id="a number as a section",
     ),
@@ -375,6 +375,24 @@ bad.yaml:7:21: error: `eval.acceptance.suites` is "holdout", expected list
        |                     ^ write [holdout]
 """,
         id="one entry without brackets",
+    ),
+    pytest.param(
+        "algorithm: {type: eagle3, preset: papr}\n",
+        """\
+bad.yaml:6:27: error: `algorithm.preset` is 'papr'
+     6 | algorithm: {type: eagle3, preset: papr}
+       |                           ^ did you mean `paper`? allowed: paper, null
+""",
+        id="a preset that there is not",
+    ),
+    pytest.param(
+        "algorithm: {type: eagl3, preset: paper}\n",
+        """\
+bad.yaml:6:13: error: `algorithm.type` is 'eagl3'
+     6 | algorithm: {type: eagl3, preset: paper}
+       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp
+""",
+        id="a preset of a type that there is not",
     ),
     pytest.param(
         "algorithm: {type: eagle3, loss: {kl: -1}}\n",

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from speculators.recipe.compose import find_recipe
 from speculators.recipe.nodes import Text, plain
-from speculators.recipe.schema import fields, fields_at, fill, generic, properties, recipe_schema
+from speculators.recipe.schema import COMPOSED, fields, fields_at, fill, generic, properties, recipe_schema
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.source import decode, read
 from speculators.shipped import shipped_folder
@@ -96,7 +96,7 @@ def test_every_property_is_described_with_an_example_and_a_default(field: Any) -
     check = Draft202012Validator({key: value for key, value in field.schema.items() if key != "else"})
     for example in field.schema["examples"]:
         assert check.is_valid(example), example
-    if "default" in field.schema and field.name != "extends":
+    if "default" in field.schema and field.name not in COMPOSED:
         assert check.is_valid(fill(field.schema["default"], field.schema))
 
 
@@ -162,7 +162,7 @@ def schema_fields() -> dict[tuple[str, str], set[str]]:
     """The same of the schemas."""
     found: dict[tuple[str, str], set[str]] = {}
     for field in fields():
-        if field.path == "extends":
+        if field.name in COMPOSED:
             continue
         schema = field.schema
         if "enum" in schema:

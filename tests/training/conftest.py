@@ -106,6 +106,7 @@ def training(dataset: TokenDataset, tmp_path: Path) -> Callable[..., TrainingInp
             optimizer=OPTIMIZERS[optimizer],
             schedule=Schedule(type="cosine", warmup=0.1, final=0.1),
             gradient_clip=1.0,
+            gradient_clip_value=None,
             precision="bfloat16" if precision == "bfloat16" else "float32",
             validation=Validation(every=changes.pop("validate_every", None), documents=None),
             checkpoint=TrainingCheckpoints(every=changes.pop("save_every", 1000), keep=2),

@@ -61,6 +61,26 @@ def test_the_norm_is_over_all_parameters_and_told_before_clipping() -> None:
     assert optimizer.step(1.0, 1.0) == pytest.approx(2 * math.sqrt(count))
 
 
+def test_values_are_clipped_one_by_one_and_then_their_norm() -> None:
+    seen: list[torch.Tensor] = []
+    for clip in (None, 1.0):
+        network = Small()
+        with_gradients(network, 0.25)
+        network.fc.weight.grad[0] = torch.tensor([-3.0, 0.1, 2.0])  # type: ignore[index]
+        wanted = {name: one.grad.clamp(-0.5, 0.5) for name, one in network.named_parameters() if one.grad is not None}
+        length = float(torch.cat([one.flatten() for one in wanted.values()]).norm())
+        before = float(torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None]).norm())
+        optimizer = Optimizer(network, ADAMW)
+        assert optimizer.step(1.0, clip, 0.5) == pytest.approx(before)
+        share = 1.0 if clip is None else clip / length
+        for name, parameter in network.named_parameters():  # AdamW's first mean is a tenth of the gradient
+            torch.testing.assert_close(
+                optimizer.state_of(parameter)["exp_avg"] * 10, wanted[name] * share, rtol=1e-4, atol=1e-6
+            )
+        seen.append(network.fc.weight.detach())
+    assert not torch.equal(*seen)
+
+
 @pytest.mark.parametrize("options", [ADAMW, Muon(0.1, 0.1, 0.0, 0.95)])
 def test_rounded_weights_follow_every_step(options: AdamW | Muon) -> None:
     network = Small()

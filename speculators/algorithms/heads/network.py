@@ -22,6 +22,8 @@ class HeadsNetwork(DraftNetwork):
     """Base of such drafts. `d2t` int64 [Vd] (offsets) and `t2d` bool [V] are there when the vocabulary is reduced."""
 
     shares_weights: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = True
+    """Whether the state of a head depends on the tokens after the verifier's state."""
     d2t: torch.Tensor
     t2d: torch.Tensor
     final_norm: torch.Tensor

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from speculators.algorithms.heads.network import HeadsNetwork
+from speculators.algorithms.tree_growth import as_tree, growing
 from speculators.errors import UsageError
 from speculators.layers.packed_linear import pack_linears
+from speculators.layers.trees import AnyShape, Tree
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 
@@ -69,14 +71,52 @@ class HeadsProposal:
 
         Raises UsageError when `k` is more than there are heads.
         """
-        if k > self.config.heads:
-            raise UsageError(f"the draft has {self.config.heads} heads and cannot propose {k} tokens in a round")
-        rows_of, newest_of = torch.arange(len(counts)), torch.tensor([max(count, 1) - 1 for count in counts])
-        state = self._network.begin(aux[rows_of, newest_of])
-        chain = [next_ids[rows_of, newest_of].to(state.device)]
+        state, newest = self._newest(next_ids, aux, counts, k)
+        chain = [newest]
         for step in range(k):
             state = self._network.follow(step, state, chain[-1])
             logits = self._network.logits(step, state)
             ids = logits.argmax(-1) if choose is None else choose(logits)
             chain.append(ids if self.target_ids is None else self.target_ids[ids])
         return torch.stack(chain[1:], 1)
+
+    @torch.no_grad()
+    def propose_tree(
+        self,
+        cache: NoCache,
+        rows: torch.Tensor,
+        next_ids: torch.Tensor,
+        aux: torch.Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        shape: AnyShape,
+    ) -> Tree:
+        """Draft a tree after each row, level by level, a head for each.
+
+        Heads that see no tokens say the same after all nodes of a level: the tree is made of products of their best.
+        """
+        state, newest = self._newest(next_ids, aux, counts, shape.depth)
+        network, growth = self._network, growing(shape)
+        states, tokens = state[:, None], newest[:, None]  # [B, w, ...], [B, w]
+        for level in range(shape.depth):
+            if network.reads_tokens:
+                followed = network.follow(level, states.flatten(0, 1), tokens.flatten())
+                logits = network.logits(level, followed).unflatten(0, tokens.shape)
+                frontier = growth.grow(logits)
+                above = frontier.parents[..., None]
+                states = followed.unflatten(0, tokens.shape)
+                states = states.gather(1, above.expand(-1, -1, states.shape[-1]))
+            else:
+                frontier = growth.grow(network.logits(level, state)[:, None].expand(-1, tokens.shape[1], -1))
+            tokens = frontier.tokens if self.target_ids is None else self.target_ids[frontier.tokens]
+        return as_tree(*growth.harvest(), self.target_ids)
+
+    def _newest(
+        self, next_ids: torch.Tensor, aux: torch.Tensor, counts: Sequence[int], k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state [B, h] that `k` heads begin with, and the newest token int64 [B]."""
+        if k > self.config.heads:
+            raise UsageError(f"the draft has {self.config.heads} heads and cannot propose {k} tokens in a round")
+        rows, places = torch.arange(len(counts)), torch.tensor([max(count, 1) - 1 for count in counts])
+        state = self._network.begin(aux[rows, places])
+        return state, next_ids[rows, places].to(state.device)

@@ -5,6 +5,8 @@ At the start every W and b is zero and every output layer is the verifier's: all
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,6 +30,8 @@ class Blocks(nn.Module):
 
 class MedusaNetwork(ResidualHeads):
     """The draft; the tokens between are seen by no head."""
+
+    reads_tokens: ClassVar[bool] = False
 
     config: MedusaConfig
 

@@ -78,6 +78,7 @@ class Train(Shape, frozen=True):
     optimizer: AdamW | AdamW8bit | Muon
     schedule: Schedule
     gradient_clip: float | None
+    gradient_clip_value: float | None
     precision: Literal["float32", "bfloat16"]
     initialize_from: str | None
     validation: Validation
