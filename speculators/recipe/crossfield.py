@@ -13,7 +13,7 @@ from speculators.recipe.gates import parse_gate
 from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
 from speculators.recipe.shapes.data import Source
-from speculators.recipe.shapes.eval import Acceptance, Variant
+from speculators.recipe.shapes.eval import Acceptance, StaticTree, Variant
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import RandomVerifier
 from speculators.shipped import shipped_folder
@@ -237,7 +237,17 @@ def _tree(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
     if not recipe.converts and not recipe.algorithm.drafts_trees:
         what = f"`eval.acceptance.tree` asks for trees, and a draft of type {recipe.algorithm.name} makes none"
         yield Finding(here, what, "remove it")
-    if tree.nodes < tree.depth:
+    most = None if recipe.converts else recipe.algorithm.most_speculative_tokens
+    if most is not None and recipe.algorithm.drafts_trees and tree.depth > most:
+        what = f"`eval.acceptance.tree` has {tree.depth} levels, but a round of this draft proposes {most} tokens"
+        yield Finding((*here, "paths" if isinstance(tree, StaticTree) else "depth"), what, f"at most {most}")
+    if isinstance(tree, StaticTree):
+        known = set(tree.paths)
+        for number, path in enumerate(tree.paths):
+            if len(path) > 1 and path[:-1] not in known:
+                what = f"`eval.acceptance.tree` has the path {list(path)}, and not {list(path[:-1])}, which leads there"
+                yield Finding((*here, "paths", number), what, "name it too")
+    elif tree.nodes < tree.depth:
         what = f"`eval.acceptance.tree` has {tree.depth} levels and only {tree.nodes} nodes"
         yield Finding((*here, "nodes"), what, f"write {tree.depth} or more")
 

@@ -53,7 +53,8 @@ class _Measuring:
 
         from speculators.checkpoints.load import load_draft, proposal_of, read_checkpoint
         from speculators.engines.transformers import VerifierModel
-        from speculators.layers.trees import TreeShape
+        from speculators.layers.trees import StaticShape, TreeShape
+        from speculators.recipe.shapes.eval import StaticTree
         from speculators.recipe.shapes.verifier import TransformersEngine
         from speculators.verifiers.facts import VerifierFacts
         from speculators.verifiers.source import verifier_directory
@@ -66,7 +67,11 @@ class _Measuring:
         checkpoint = read_checkpoint(context.inputs["checkpoint"])
         self.speculative_tokens = checkpoint.speculative_tokens  # the recipe's number, or the best one
         tree = context.config.eval.acceptance.tree
-        self.tree = None if tree is None else TreeShape(tree.depth, tree.width, tree.nodes)
+        self.tree: StaticShape | TreeShape | None = None
+        if isinstance(tree, StaticTree):
+            self.tree = StaticShape(tree.paths)
+        elif tree is not None:
+            self.tree = TreeShape(tree.depth, tree.width, tree.nodes)
         network = load_draft(checkpoint, verifier=directory)
         embedded = isinstance(engine, TransformersEngine)
         self.verifier = VerifierModel.load(

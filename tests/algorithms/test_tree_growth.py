@@ -1,4 +1,4 @@
-"""Growing trees over a cache, against the paper's words written out without one."""
+"""Growing trees over a cache, against the papers' words written out without one."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.proposal import Eagle3Proposal
-from speculators.layers.trees import TreeShape
+from speculators.errors import UsageError
+from speculators.layers.trees import StaticShape, TreeShape
 
 V = 30
 
@@ -69,6 +70,18 @@ def expected(net, ids, aux, shape):
     return dict(sorted(met.items(), key=lambda one: -one[1])[: shape.nodes])
 
 
+def named(net, ids, aux, shape):
+    """The paths of verifier ids that a static tree has, in the order of its nodes, each found for itself."""
+    found = []
+    for ranks in sorted(shape.paths, key=lambda one: (len(one), one)):
+        path = []
+        for rank in ranks:
+            draft_id = int(chances(net, ids, aux, path).argsort(descending=True)[rank])
+            path.append(draft_id if net.target_ids is None else int(net.target_ids[draft_id]))
+        found.append(tuple(path))
+    return found
+
+
 def paths(tree, row):
     found = []
     for token, parent in zip(tree.tokens[row].tolist(), tree.parents[row].tolist(), strict=True):
@@ -91,6 +104,56 @@ def paths(tree, row):
 def test_the_nodes_are_those_of_the_paper_round_after_round(changes, shape):
     """Rows read different numbers of tokens; what one round wrote is gone in the next."""
     net = network(**changes)
+    for row, ids, aux, tree in rounds(net, shape):
+        wanted = expected(net, ids, aux, shape)
+        found = paths(tree, row)
+        assert sorted(found) == sorted(wanted)
+        for parent in {path[:-1] for path in found}:  # siblings: likeliest first
+            scores = [wanted[path] for path in found if path[:-1] == parent]
+            assert scores == sorted(scores, reverse=True)
+
+
+MEDUSA = StaticShape(((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (2, 1), (0, 0, 0), (0, 0, 2), (2, 1, 0), (0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({}, MEDUSA),
+        ({"draft_vocab_size": 12, "norm_output": True}, MEDUSA),
+        ({"layers": 2}, StaticShape(((1, 1), (1,), (1, 0), (1, 1, 3), (0,)))),
+        ({}, StaticShape(((0,), (0, 0), (0, 0, 0)))),
+        ({}, StaticShape(((4,),))),
+        ({"draft_vocab_size": 3}, StaticShape(((2,), (0,), (2, 2)))),
+    ],
+)
+def test_a_static_tree_has_the_nodes_that_it_names_round_after_round(changes, shape):
+    net = network(**changes)
+    for row, ids, aux, tree in rounds(net, shape):
+        assert paths(tree, row) == named(net, ids, aux, shape)
+
+
+def test_a_static_tree_wider_than_the_draft_s_vocabulary_is_refused():
+    with pytest.raises(UsageError, match="asks for 4 tokens after one node, and the draft has 3"):
+        list(rounds(network(draft_vocab_size=3), StaticShape(((0,), (0, 3)))))
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ((), "there is no path"),
+        (((0,), ()), "a path is empty"),
+        (((0,), (1, 0)), r"\[1, 0\] is there and \[1\], which leads to it, is not"),
+        (((0,), (1,), (0,)), "a path is there twice"),
+    ],
+)
+def test_paths_that_are_no_tree_are_refused(named, problem):
+    with pytest.raises(ValueError, match=problem):
+        StaticShape(named)
+
+
+def rounds(net, shape):
+    """Two rounds of trees in two of three rows: (row, all it has read, its features, the trees) of each."""
     proposal = Eagle3Proposal(net)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, V, (2, 20), generator=generator)
@@ -106,11 +169,6 @@ def test_the_nodes_are_those_of_the_paper_round_after_round(changes, shape):
         new_aux = torch.stack([aux[row, start : start + width] for row, start in enumerate(lengths)])
         tree = proposal.propose_tree(cache, slots, new_ids, new_aux, lengths, counts, shape)
         for row in range(2):
-            wanted = expected(net, ids[row, : end[row]], aux[row, : end[row]], shape)
-            found = paths(tree, row)
-            assert sorted(found) == sorted(wanted)
-            for parent in {path[:-1] for path in found}:  # siblings: likeliest first
-                scores = [wanted[path] for path in found if path[:-1] == parent]
-                assert scores == sorted(scores, reverse=True)
+            yield row, ids[row, : end[row]], aux[row, : end[row]], tree
         lengths = end
         assert cache.lengths[slots].tolist() == lengths

@@ -18,7 +18,7 @@ from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
 from speculators.evaluation.acceptance import Answer, round_figures
-from speculators.layers.trees import TreeShape
+from speculators.layers.trees import StaticShape, TreeShape
 from speculators.training.validation import nowhere, walk
 
 RunAll = Callable[[Decoder, list[Request]], list[list[Commit]]]
@@ -38,7 +38,7 @@ ALGORITHMS = {
     "hydra": "draft_vocab_size: 80, heads: 4, layers: 2",
     "mlp_speculator": "heads: 3, inner_size: 48",
 }
-DRAFT_TREES = ("eagle", "eagle3", "hass")
+DRAFT_TREES = ("eagle", "eagle3", "hass", "medusa", "hydra", "mlp_speculator")
 LENGTH, STEPS = 28, 100
 
 
@@ -123,14 +123,19 @@ def answer(commits: list[Commit]) -> Answer:
     return found
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("trained", DRAFT_TREES, indirect=True)
 def test_greedy_text_with_trees_is_the_text_without(
-    trained: Trained, prompts: list[list[int]], greedy_text: GreedyText, run_all: RunAll
+    trained: Trained, prompts: list[list[int]], greedy_text: GreedyText, run_all: RunAll, kind: str
 ) -> None:
-    requests, shape = [Request(prompt, LENGTH) for prompt in prompts], TreeShape(depth=4, width=3, nodes=12)
+    requests, depth = [Request(prompt, LENGTH) for prompt in prompts], min(4, trained.k)
+    shape: TreeShape | StaticShape = TreeShape(depth, width=3, nodes=12)
+    if kind == "static":
+        chain, beside = [(0,) * size for size in range(1, depth + 1)], [(1,), (2,), (0, 1), (1, 0), (0, 0, 1)]
+        shape = StaticShape((*chain, *beside))
     found = run_all(Decoder(trained.verifier, trained.proposal(), slots=4, capacity=60, tree=shape), requests)
     assert [text(commits) for commits in found] == [greedy_text(prompt, LENGTH) for prompt in prompts]
-    chains = Decoder(trained.verifier, trained.proposal(), slots=4, capacity=60, speculative_tokens=4)
+    chains = Decoder(trained.verifier, trained.proposal(), slots=4, capacity=60, speculative_tokens=depth)
     assert sum(map(len, found)) < sum(map(len, run_all(chains, requests)))
 
 

@@ -10,9 +10,12 @@ from speculators.decoding.request import Request
 from speculators.decoding.tree import follow
 from speculators.engines.transformers import VerifierModel
 from speculators.evaluation.acceptance import Settings, decode, measure, round_figures
-from speculators.layers.trees import Tree, TreeShape
+from speculators.layers.trees import StaticShape, Tree, TreeShape
 
 SHAPE = TreeShape(depth=4, width=3, nodes=14)
+STATIC = StaticShape(
+    (*((rank,) for rank in range(4)), *((0, rank) for rank in range(3)), (1, 0), (0, 0, 0), (0, 0, 1), (0, 0, 0, 0))
+)
 LENGTHS = [22, 14, 1, 25, 6, 2, 21, 18, 3, 15]
 
 
@@ -20,23 +23,25 @@ def text(commits):
     return [token for commit in commits for token in commit.tokens]
 
 
+@pytest.mark.parametrize("shape", [SHAPE, STATIC], ids=["dynamic", "static"])
 @pytest.mark.parametrize("slots", [1, 5])
-def test_greedy_text_with_trees_is_the_text_without(verifier, network, prompts, greedy_text, run_all, slots):
+def test_greedy_text_with_trees_is_the_text_without(verifier, network, prompts, greedy_text, run_all, slots, shape):
     proposal = Eagle3Proposal(network)
     requests = [Request(prompt, length) for prompt, length in zip(prompts, LENGTHS, strict=True)]
-    found = run_all(Decoder(verifier, proposal, slots=slots, capacity=50, tree=SHAPE), requests)
+    found = run_all(Decoder(verifier, proposal, slots=slots, capacity=50, tree=shape), requests)
     for prompt, length, commits in zip(prompts, LENGTHS, found, strict=True):
         assert text(commits) == greedy_text(prompt, length)
-        assert all(commit.accepted <= commit.proposed <= SHAPE.depth for commit in commits)
+        assert all(commit.accepted <= commit.proposed <= shape.depth for commit in commits)
         assert all(commit.accepted == len(commit.tokens) - 1 for commit in commits)
-    chains = run_all(Decoder(verifier, proposal, slots=slots, capacity=50, speculative_tokens=SHAPE.depth), requests)
+    chains = run_all(Decoder(verifier, proposal, slots=slots, capacity=50, speculative_tokens=shape.depth), requests)
     assert sum(map(len, found)) < sum(map(len, chains)), "a tree holds the chain, so fewer rounds are needed"
 
 
-def test_a_tree_as_narrow_as_a_chain_makes_the_chain_s_rounds(verifier, network, prompts, run_all):
+@pytest.mark.parametrize("shape", [TreeShape(4, 1, 4), StaticShape(((0,), (0, 0), (0, 0, 0), (0, 0, 0, 0)))])
+def test_a_tree_as_narrow_as_a_chain_makes_the_chain_s_rounds(verifier, network, prompts, run_all, shape):
     proposal = Eagle3Proposal(network)
     requests = [Request(prompt, 20) for prompt in prompts]
-    narrow = Decoder(verifier, proposal, slots=3, capacity=50, tree=TreeShape(depth=4, width=1, nodes=4))
+    narrow = Decoder(verifier, proposal, slots=3, capacity=50, tree=shape)
     chain = Decoder(verifier, proposal, slots=3, capacity=50, speculative_tokens=4)
     rounds = [
         [[(one.tokens, one.accepted, one.proposed) for one in commits] for commits in run_all(decoder, requests)]
@@ -51,8 +56,8 @@ def test_a_tree_as_narrow_as_a_chain_makes_the_chain_s_rounds(verifier, network,
 def test_a_seed_gives_the_same_text_with_trees_and_without(verifier, network, prompts, run_all):
     requests = [Request(prompt, 12, 0.7, 0.95, seed=i) for i, prompt in enumerate(prompts)]
     plain = [text(commits) for commits in run_all(Decoder(verifier, slots=4, capacity=40), requests)]
-    for slots in (1, 4):
-        decoder = Decoder(verifier, Eagle3Proposal(network), slots=slots, capacity=40, tree=SHAPE)
+    for slots, shape in ((1, SHAPE), (4, SHAPE), (3, STATIC)):
+        decoder = Decoder(verifier, Eagle3Proposal(network), slots=slots, capacity=40, tree=shape)
         assert [text(commits) for commits in run_all(decoder, requests)] == plain
 
 
@@ -80,6 +85,11 @@ def test_the_figures_of_an_acceptance_count_levels(verifier, network, prompts):
     assert "tree" not in chain
     assert figures["acceptance_length"] > chain["acceptance_length"]
     assert [one.tokens for one in answers] == [one.tokens for one in decode(verifier, None, prompts, settings)]
+
+
+def test_the_figures_of_a_static_tree_name_its_paths(verifier, network, prompts):
+    figures, _ = measure(verifier, Eagle3Proposal(network), prompts[:2], Settings(0.0, 4, 9, 2, tree=STATIC))
+    assert figures["tree"] == {"paths": STATIC.paths}
 
 
 def test_what_trees_cannot_do_is_refused(verifier, network):

@@ -9,9 +9,13 @@ from scipy.stats import chi2
 from speculators.algorithms.tree_growth import as_tree, growing
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Request
-from speculators.layers.trees import TreeShape
+from speculators.layers.trees import StaticShape, TreeShape
 
 SIZE, PROMPT = 4, [2, 1]
+SHAPES = {
+    "dynamic": TreeShape(depth=3, width=2, nodes=6),
+    "static": StaticShape(((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 1))),
+}
 
 
 class Cache:
@@ -128,9 +132,8 @@ def p_value(counts, verifier, request, total):
     return float(chi2.sf(statistic, cells - 1))
 
 
-def counted(run_all, verifier, kept, requests):
-    shape = TreeShape(depth=3, width=2, nodes=6)
-    decoder = Decoder(verifier, ToyProposal(kept), slots=64, capacity=8, tree=shape)
+def counted(run_all, verifier, kept, requests, shape="dynamic"):
+    decoder = Decoder(verifier, ToyProposal(kept), slots=64, capacity=8, tree=SHAPES[shape])
     counts, accepted, judged = {}, 0, 0
     for commits in run_all(decoder, requests):
         text = tuple(token for commit in commits for token in commit.tokens)
@@ -145,10 +148,11 @@ def counted(run_all, verifier, kept, requests):
     ("kept", "temperature", "top_k", "top_p"),
     [(None, 1.0, None, 1.0), ((0, 2, 3), 0.8, None, 0.9), ((1, 3), 1.3, 3, 1.0)],
 )
-def test_sampling_with_trees_leaves_the_joint_distribution_as_it_is(run_all, kept, temperature, top_k, top_p):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sampling_with_trees_leaves_the_joint_distribution_as_it_is(run_all, kept, temperature, top_k, top_p, shape):
     verifier, total = ToyVerifier(), 2500
     requests = [Request(PROMPT, 4, temperature, top_p, top_k, seed=seed) for seed in range(total)]
-    assert p_value(counted(run_all, verifier, kept, requests), verifier, requests[0], total) > 0.001
+    assert p_value(counted(run_all, verifier, kept, requests, shape), verifier, requests[0], total) > 0.001
 
 
 def test_the_test_would_notice_a_slightly_wrong_distribution(run_all):

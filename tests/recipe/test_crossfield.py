@@ -461,6 +461,24 @@ bad.yaml:8:22: error: `eval.acceptance.tree` has 6 levels and only 4 nodes
         id="trees of a draft that makes none",
     ),
     pytest.param(
+        """\
+eval:
+  acceptance:
+    speculative_tokens: 2
+    tree: {type: static, paths: [[0], [1, 0], [0, 0], [0, 0, 0]]}
+algorithm: {type: medusa, heads: 2}
+""",
+        """\
+bad.yaml:9:26: error: `eval.acceptance.tree` has 3 levels, but a round of this draft proposes 2 tokens
+     9 |     tree: {type: static, paths: [[0], [1, 0], [0, 0], [0, 0, 0]]}
+       |                          ^ at most 2
+bad.yaml:9:39: error: `eval.acceptance.tree` has the path [1, 0], and not [1], which leads there
+     9 |     tree: {type: static, paths: [[0], [1, 0], [0, 0], [0, 0, 0]]}
+       |                                       ^ name it too
+""",
+        id="a static tree too deep, and with a hole",
+    ),
+    pytest.param(
         "algorithm: {type: hass, loss: {soft_ce: 0, top_k: 0}}\n",
         """\
 bad.yaml:6:25: error: `algorithm.loss` compares no distributions, so nothing would be learnt about tokens

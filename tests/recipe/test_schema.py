@@ -89,7 +89,7 @@ def test_conditions_ask_only_for_keys_and_constants() -> None:
 @pytest.mark.parametrize("field", fields(), ids=lambda field: f"{field.path}{field.branch and '-'}{field.branch}")
 def test_every_property_is_described_with_an_example_and_a_default(field: Any) -> None:
     required = {"recipe", "name", "verifier", "algorithm", "algorithm.type", "data", "data.sources"}
-    required |= {"eval.benchmark.variants[].name", "eval.benchmark.profile.rates"}
+    required |= {"eval.benchmark.variants[].name", "eval.benchmark.profile.rates", "eval.acceptance.tree.paths"}
     assert field.schema["description"].endswith(".")
     assert field.schema["examples"]
     assert ("default" in field.schema) == (field.path not in required)

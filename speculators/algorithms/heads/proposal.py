@@ -101,10 +101,10 @@ class HeadsProposal:
         for level in range(shape.depth):
             if network.reads_tokens:
                 followed = network.follow(level, states.flatten(0, 1), tokens.flatten())
-                logits = network.logits(level, followed).unflatten(0, tokens.shape)
+                logits = network.logits(level, followed).view(*tokens.shape, -1)
                 frontier = growth.grow(logits)
                 above = frontier.parents[..., None]
-                states = followed.unflatten(0, tokens.shape)
+                states = followed.view(*tokens.shape, -1)
                 states = states.gather(1, above.expand(-1, -1, states.shape[-1]))
             else:
                 frontier = growth.grow(network.logits(level, state)[:, None].expand(-1, tokens.shape[1], -1))

@@ -35,7 +35,7 @@ class DraftOptions(Shape, frozen=True):
     """The verifier must have as many for `aux_layers: auto`."""
 
     drafts_trees: ClassVar[bool] = False
-    """Whether its proposal makes dynamic trees as well as chains (`eval.acceptance.tree`)."""
+    """Whether its proposal makes trees as well as chains (`eval.acceptance.tree`)."""
 
     @property
     def name(self) -> str:

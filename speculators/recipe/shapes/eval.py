@@ -7,12 +7,23 @@ from typing import Literal
 from speculators.recipe.shapes.common import Shape
 
 
-class Tree(Shape, frozen=True):
-    """A dynamic tree: levels, nodes of each that are continued and by how many tokens, nodes that are verified."""
+class DynamicTree(Shape, frozen=True, tag="dynamic", tag_field="type"):
+    """Levels, nodes of each that are continued and by how many tokens, nodes that are verified."""
 
     depth: int
     width: int
     nodes: int
+
+
+class StaticTree(Shape, frozen=True, tag="static", tag_field="type"):
+    """The nodes, each by the ranks of the tokens that lead to it."""
+
+    paths: tuple[tuple[int, ...], ...]
+
+    @property
+    def depth(self) -> int:
+        """Levels."""
+        return max(map(len, self.paths))
 
 
 class Acceptance(Shape, frozen=True):
@@ -27,7 +38,7 @@ class Acceptance(Shape, frozen=True):
     most_speculative_tokens: int
     max_new_tokens: int
     prompts: int | None
-    tree: Tree | None
+    tree: DynamicTree | StaticTree | None
     concurrency: int
 
 

@@ -14,6 +14,7 @@ class HeadOptions(DraftOptions, frozen=True):
     """The heads and what they are compared with, over the verifier's whole vocabulary; they read its last state."""
 
     states_read: ClassVar[tuple[str, ...]] = ("algorithm.type",)
+    drafts_trees: ClassVar[bool] = True
 
     heads: int
     decay: float
