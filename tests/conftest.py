@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,6 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # read when torch is loa
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)
