@@ -17,7 +17,7 @@ from speculators.checkpoints.save import VerifierName, speculators_config, write
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
-from speculators.evaluation.acceptance import Answer, round_figures
+from speculators.evaluation.acceptance import Answer, Settings, measure, round_figures
 from speculators.layers.trees import TreeShape
 from speculators.training.validation import nowhere, walk
 
@@ -132,6 +132,28 @@ def test_greedy_text_with_trees_is_the_text_without(
     assert [text(commits) for commits in found] == [greedy_text(prompt, LENGTH) for prompt in prompts]
     chains = Decoder(trained.verifier, trained.proposal(), slots=4, capacity=60, speculative_tokens=4)
     assert sum(map(len, found)) < sum(map(len, run_all(chains, requests)))
+
+
+@pytest.mark.parametrize("trained", ["dspark"], indirect=True)
+def test_proposals_that_end_early_are_fewer_and_leave_the_text(
+    trained: Trained, prompts: list[list[int]], greedy_text: GreedyText
+) -> None:
+    def measured(temperature: float, least: float) -> tuple[dict[str, Any], list[list[int]]]:
+        settings = Settings(temperature, trained.k, LENGTH, 4, seed=3, least_confidence=least)
+        figures, answers = measure(trained.verifier, trained.proposal(), prompts, settings)
+        return figures, [answer.tokens for answer in answers]
+
+    early, text = measured(0.0, 0.4)
+    whole, same = measured(0.0, 0.0)
+    assert text == same == [greedy_text(prompt, LENGTH) for prompt in prompts]
+    assert (
+        early["proposed_length"]
+        == early["proposed_tokens"] / early["rounds"]
+        < whole["proposed_tokens"] / whole["rounds"]
+    )
+    assert early["accepted_tokens"] / early["proposed_tokens"] > whole["accepted_tokens"] / whole["proposed_tokens"]
+    assert "proposed_length" not in whole
+    assert measured(0.7, 0.4)[1] == measured(0.7, 0.0)[1], "greedy proposals: a seed's text is the verifier's own"
 
 
 @pytest.mark.parametrize("drafting", ["greedy", "sampled"])

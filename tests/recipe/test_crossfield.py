@@ -461,6 +461,25 @@ bad.yaml:8:22: error: `eval.acceptance.tree` has 6 levels and only 4 nodes
         id="trees of a draft that makes none",
     ),
     pytest.param(
+        """\
+eval:
+  acceptance:
+    speculative_tokens: 4
+    least_confidence: 0.5
+    tree: {depth: 4, nodes: 4}
+algorithm: {type: eagle3, aux_layers: [1, 2, 3], draft_vocab_size: 300}
+""",
+        """\
+bad.yaml:9:5: error: `eval.acceptance.least_confidence` asks how sure the draft is, and this eagle3 draft foretells no acceptance
+     9 |     least_confidence: 0.5
+       |     ^ remove it; a draft of the type dspark with a confidence head does
+bad.yaml:9:5: error: `eval.acceptance.least_confidence` ends chains early, and `eval.acceptance.tree` asks for trees
+     9 |     least_confidence: 0.5
+       |     ^ remove one
+""",
+        id="confidence of a draft that foretells nothing, and in trees",
+    ),
+    pytest.param(
         "algorithm: {type: hass, loss: {soft_ce: 0, top_k: 0}}\n",
         """\
 bad.yaml:6:25: error: `algorithm.loss` compares no distributions, so nothing would be learnt about tokens

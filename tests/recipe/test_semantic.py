@@ -383,6 +383,7 @@ DEFAULTS = {
     "eval.acceptance.speculative_tokens": 3,
     "eval.acceptance.max_new_tokens": 128,
     "eval.acceptance.most_speculative_tokens": 5,
+    "eval.acceptance.least_confidence": 0.0,
     "eval.acceptance.tree.depth": 6,
     "eval.acceptance.tree.width": 10,
     "eval.acceptance.tree.nodes": 60,

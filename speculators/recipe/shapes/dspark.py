@@ -28,6 +28,11 @@ class DSpark(ReducedBlockOptions, frozen=True, tag="dspark", tag_field="type"):
         """All of a block: its anchor predicts too."""
         return self.block_size
 
+    @property
+    def foretells_acceptance(self) -> bool:
+        """With a confidence head."""
+        return self.confidence.weight > 0
+
     def findings(self) -> Iterator[Finding]:
         """What all block drafts may have wrong, and a confidence that has nothing to foretell."""
         yield from super().findings()

@@ -28,6 +28,7 @@ class Acceptance(Shape, frozen=True):
     max_new_tokens: int
     prompts: int | None
     tree: Tree | None
+    least_confidence: float
     concurrency: int
 
 
