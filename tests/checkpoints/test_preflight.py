@@ -108,14 +108,21 @@ def test_what_vllm_would_make_of_another_block_draft_is_refused(change: dict[str
     assert said.startswith(problem)
 
 
-def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_serve_it() -> None:
-    xpress = "algorithm={type: xpress, layers: 2, block_size: 4, aux_layers: [1, 3]}"
-    embedded = load_recipe("tiny", sets=[xpress])
+@pytest.mark.parametrize(
+    ("said", "form"),
+    [
+        ("type: xpress", "xpress"),
+        ("type: dspark, markov_head_type: rnn", "dspark with a Markov head of the type rnn"),
+    ],
+)
+def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_serve_it(said: str, form: str) -> None:
+    draft = f"algorithm={{{said}, layers: 2, block_size: 4, aux_layers: [1, 3]}}"
+    embedded = load_recipe("tiny", sets=[draft])
     assert check_fields(embedded.recipe, {}, embedded.origins)
-    vllm = load_recipe("tiny", sets=[xpress, "verifier.engine.type=vllm"])
-    with pytest.raises(RecipeError, match="vLLM does not serve xpress, which the variant `speculator` asks for"):
+    vllm = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm"])
+    with pytest.raises(RecipeError, match=f"vLLM does not serve {form}, which the variant `speculator` asks for"):
         check_fields(vllm.recipe, {}, vllm.origins)
-    alone = load_recipe("tiny", sets=[xpress, "verifier.engine.type=vllm", "eval.benchmark.variants=[{name: dense}]"])
+    alone = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm", "eval.benchmark.variants=[{name: dense}]"])
     assert check_fields(alone.recipe, {}, alone.origins)
 
 
@@ -129,6 +136,8 @@ UNTRAINED = [
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8",
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, confidence: {{with_markov: false}}",
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, confidence: {{weight: 0}}",
+    f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, markov_head_type: gated",
+    f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, markov_head_type: rnn",
     f"type: dflash2, {LAYERS}, block_size: 4, selector: {{rank: 8}}",
     f"type: xpress, {LAYERS}, block_size: 4, refiner: {{rank: 8}}",
 ]

@@ -32,6 +32,10 @@ ALGORITHMS = {
     "peagle": "draft_vocab_size: 80, aux_layers: [1, 2, 3], layers: 2, depths: 4, normalization: {before_fc: true}",
     "dflash": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20",
     "dspark": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8",
+    "dspark, gated": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "markov_head_type: gated",
+    "dspark, recurrent": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "markov_head_type: rnn",
     "dflash2": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, selector: {rank: 8, top_k: 5}",
     "xpress": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, refiner: {rank: 8, passes: 2}",
     "medusa": "draft_vocab_size: 80, heads: 4, layers: 2",
@@ -67,7 +71,7 @@ def trained(
     greedy_text: GreedyText,
     short_training: Callable[..., Any],
 ) -> Trained:
-    said = f"type: {request.param}, {ALGORITHMS[request.param]}"
+    said = f"type: {request.param.split(',')[0]}, {ALGORITHMS[request.param]}"
     documents = [(prompt, greedy_text(prompt, LENGTH)) for prompt in prompts]
     objective, batch, losses, k = short_training(said, verifier, verifier_directory, documents, steps=STEPS)
     # The streams that are read while drafting; training may ask for fewer, as it has the last one anyway.

@@ -280,6 +280,7 @@ DEFAULTS = {
     "algorithm.aux_layers:dspark": "auto",
     "algorithm.gamma:dspark": 4.0,
     "algorithm.markov_rank:dspark": 256,
+    "algorithm.markov_head_type:dspark": "vanilla",
     "algorithm.confidence.weight": 1.0,
     "algorithm.confidence.with_markov": True,
     "algorithm.loss:dspark": {"ce": 0.1, "tv": 0.9},

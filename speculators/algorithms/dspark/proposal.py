@@ -51,10 +51,11 @@ class DSparkProposal(DFlashProposal):
         return ids, (stands >= least).sum(1).tolist()
 
     def _choose(self, hidden: torch.Tensor, newest: torch.Tensor, choose: Choose | None) -> torch.Tensor:
-        base, before = self._head(hidden), newest.to(hidden.device)
+        base, before, memory = self._head(hidden), newest.to(hidden.device), None
         chain: list[torch.Tensor] = []
         for slot in range(base.shape[1]):
-            logits = base[:, slot] + self._bias(self._draft.markov(before))
+            y, memory = self._draft.markov_head.read(self._draft.markov(before), hidden[:, slot], memory)
+            logits = base[:, slot] + self._bias(y)
             ids = logits.argmax(-1) if choose is None else choose(logits)
             before = ids if self.target_ids is None else self.target_ids[ids]
             chain.append(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from speculators.recipe.finding import Finding
 from speculators.recipe.shapes.blocks import ReducedBlockOptions
@@ -21,6 +22,7 @@ class DSpark(ReducedBlockOptions, frozen=True, tag="dspark", tag_field="type"):
 
     gamma: float
     markov_rank: int
+    markov_head_type: Literal["vanilla", "gated", "rnn"]
     confidence: Confidence
 
     @property

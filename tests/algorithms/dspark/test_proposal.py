@@ -21,6 +21,7 @@ def make(shape, randomly_filled, head):
             mask_token_id=49,
             sample_from_anchor=True,
             markov_rank=6,
+            markov_head_type="vanilla",
             enable_confidence_head=confident,
             confidence_head_with_markov=with_markov,
         )
