@@ -31,6 +31,13 @@ ALGORITHMS = {
     "normalization: {before_fc: true}",
     "peagle": "draft_vocab_size: 80, aux_layers: [1, 2, 3], layers: 2, depths: 4, normalization: {before_fc: true}",
     "dflash": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20",
+    "dflash, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, "
+    "sliding_window: {size: 6, layers: [0], causal: false}",
+    "dflash, causal windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, sliding_window: {size: 4}",
+    "dspark, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "sliding_window: {size: 3, layers: [1]}",
+    "xpress, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, refiner: {rank: 8, passes: 2}, "
+    "sliding_window: {size: 6, layers: [1]}",
     "dspark": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8",
     "dspark, gated": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
     "markov_head_type: gated",

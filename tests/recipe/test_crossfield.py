@@ -444,6 +444,15 @@ bad.yaml:6:67: error: `algorithm.mask_token_id` is 512, but the random verifier 
         id="a mask token that the verifier does not have",
     ),
     pytest.param(
+        "algorithm: {type: dflash, layers: 2, aux_layers: [1], sliding_window: {layers: [0, 2]}}\n",
+        """\
+bad.yaml:6:72: error: `algorithm.sliding_window.layers` has 2, and the draft has 2
+     6 | algorithm: {type: dflash, layers: 2, aux_layers: [1], sliding_window: {layers: [0, 2]}}
+       |                                                                        ^ layers are counted from 0, so at most 1; all: every one
+""",
+        id="a window of a layer that the draft does not have",
+    ),
+    pytest.param(
         """\
 eval:
   acceptance:

@@ -132,10 +132,13 @@ class DFlashProposal:
         state = network.block(newest.to(network.embedding.device), width)
         ends = torch.tensor(place.starts, device=state.device) + width
         seen = (torch.arange(place.end, device=state.device) < ends[:, None])[:, None, None]
-        mask = None if bool(seen.all()) else seen
+        whole = None if bool(seen.all()) else seen
         tables = network.tables(place.positions, cache.capacity)
+        keys_at = torch.arange(place.end, device=state.device)
         for number, products in enumerate(self._layers):
-            layer = network.layer(number)
+            layer, window, mask = network.layer(number), network.window(number), whole
+            if window is not None:
+                mask = seen & window.sees(place.positions.to(state.device)[:, None, :, None], keys_at)
             x, mixed = network.mix_in(number, "attention_conv", layer.input_layernorm(state))
             queries = products.queries(x).view(*x.shape[:2], self._heads, self.config.head_dim)
             norm = layer.self_attn.q_norm

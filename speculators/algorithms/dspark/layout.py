@@ -52,7 +52,11 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
 
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     """What vLLM would refuse in a config, or read otherwise than it was meant."""
-    found = dflash.problems(config, layer)
+    found = dflash.shared_problems(config, layer)
+    if any(dflash.windowed(layer)) and config.get("sliding_window_non_causal", True):
+        found.append(
+            "sliding_window_non_causal is true: vLLM makes a DSpark draft's windowed layers causal all the same"
+        )
     if "markov_rank" not in config:
         found.append("markov_rank is missing")
     if "sample_from_anchor" not in config:
