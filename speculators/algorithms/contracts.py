@@ -37,7 +37,11 @@ class DraftConfig(Protocol):
 
 
 class Layout(Protocol):
-    """How an algorithm's drafts stand on disk: what the module `algorithms/<name>/layout.py` has."""
+    """How an algorithm's drafts stand on disk: what the module `algorithms/<name>/layout.py` has.
+
+    Where vLLM loads only some of them, it also has `refuses(config)`: what is said of those that it does not load,
+    such as "with a Markov head of the type rnn", and None of the others.
+    """
 
     ARCHITECTURE: str
     """`architectures` in config.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from speculators.checkpoints.importers import candidates
 from speculators.checkpoints.importers.native import eagle_config
 from speculators.checkpoints.importers.unconverted import known_as
 from speculators.checkpoints.layout import completed, layout_of, tensor_problems
-from speculators.checkpoints.rules import config_problems, served_types
+from speculators.checkpoints.rules import config_problems, unserved_form
 from speculators.errors import UsageError
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
@@ -106,14 +107,16 @@ def _ours(foreign: Foreign) -> dict[str, Any]:
         "verifier": verifier,
         "reads": reads,
         "speculative_tokens": proposal_length(config),
-        **_service(foreign.name, str(config["speculators_model_type"]), verifier or "MODEL", problems),
+        **_service(foreign.name, config, verifier or "MODEL", problems),
     }
 
 
-def _service(name: str, kind: str, verifier: str, problems: list[str]) -> dict[str, Any]:
+def _service(name: str, config: Mapping[str, Any], verifier: str, problems: list[str]) -> dict[str, Any]:
     """Whether vLLM serves one of ours as it is, and what to do where it does not."""
-    if kind in names() and kind not in served_types():
-        others = (f"vLLM does not load drafts of the type {kind} in this format", *problems)
+    kind = str(config["speculators_model_type"])
+    form = unserved_form(config) if kind in names() else None
+    if form is not None:
+        others = (f"vLLM does not load drafts of the type {form} in this format", *problems)
         return {"served": False, "problems": others, "advice": (*_elsewhere(name, kind), f"speculators serve {name}")}
     if problems:
         anew = f"speculators convert {name} --verifier {verifier} writes it anew, every key said"

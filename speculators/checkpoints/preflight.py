@@ -7,8 +7,7 @@ from typing import Any
 
 from speculators.algorithms import load
 from speculators.algorithms.contracts import DraftConfig
-from speculators.checkpoints.layout import layout_of
-from speculators.checkpoints.rules import draft_problems, parallel_problems, served_types
+from speculators.checkpoints.rules import draft_problems, parallel_problems, served_types, unserved_form
 from speculators.recipe.finding import Finding
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import VllmEngine
@@ -18,8 +17,8 @@ from speculators.verifiers.facts import VerifierFacts
 def unserved(recipe: Recipe, facts: VerifierFacts) -> Iterator[Finding]:
     """Every rule of vLLM's loader that the draft, or the split over GPUs that the recipe asks for, would break."""
     config = draft_config(recipe, facts)
-    if not layout_of(config).IS_SERVED:
-        yield from _not_served(recipe)
+    if (form := unserved_form(config)) is not None:
+        yield from _not_served(recipe, form)
         return
     for problem in draft_problems(config):
         yield Finding(("algorithm",), f"vLLM would not serve this draft as it was trained: {problem}")
@@ -42,9 +41,9 @@ def draft_config(recipe: Recipe, facts: VerifierFacts) -> dict[str, Any]:
     return shape.to_config_json()
 
 
-def _not_served(recipe: Recipe) -> Iterator[Finding]:
+def _not_served(recipe: Recipe, form: str) -> Iterator[Finding]:
     """A draft that vLLM does not know can be trained and judged here, but not be served by vLLM for a benchmark."""
-    benchmark, name = recipe.eval.benchmark, recipe.algorithm.name
+    benchmark = recipe.eval.benchmark
     if not isinstance(recipe.verifier.engine, VllmEngine) or benchmark is None:
         return
     for number, variant in enumerate(benchmark.variants):
@@ -53,4 +52,4 @@ def _not_served(recipe: Recipe) -> Iterator[Finding]:
             hint = (
                 f"leave the variant out, or measure it with the embedded engine; vLLM has {', '.join(served_types())}"
             )
-            yield Finding(where, f"vLLM does not serve {name}, which the variant `{variant.name}` asks for", hint)
+            yield Finding(where, f"vLLM does not serve {form}, which the variant `{variant.name}` asks for", hint)

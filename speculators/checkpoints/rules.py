@@ -5,7 +5,7 @@ The same rules hold for a checkpoint that is there and, before anything is train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from speculators.algorithms import names
@@ -44,6 +44,16 @@ def draft_problems(config: Mapping[str, Any]) -> list[str]:
     if isinstance(draft, int) and isinstance(whole, int) and draft > whole:
         problems.append(f"draft_vocab_size is {draft}, more than the verifier's {whole}")
     return problems
+
+
+def unserved_form(config: Mapping[str, Any]) -> str | None:
+    """What a draft is, in words, if vLLM loads none of its type or of its form; None where it does."""
+    layout, kind = layout_of(config), str(config["speculators_model_type"])
+    if not layout.IS_SERVED:
+        return kind
+    refuses: Callable[[Mapping[str, Any]], str | None] = getattr(layout, "refuses", lambda config: None)
+    form = refuses(config)
+    return None if form is None else f"{kind} {form}"
 
 
 def served_types() -> list[str]:

@@ -22,6 +22,12 @@ import rich_click as click
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: torch's choice]")
 @click.option("--speculative-tokens", type=click.IntRange(1, 32), help="Proposals a pass. [default: the checkpoint's]")
+@click.option(
+    "--least-confidence",
+    default=0.0,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="End a proposal where a DSpark draft's trust in it falls below this. [default: whole proposals]",
+)
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Requests decoded at once.")
 @click.option(
     "--max-model-len", default=2048, show_default=True, type=click.IntRange(2), help="Prompt and answer, in tokens."
@@ -38,6 +44,7 @@ def command(
     device: str,
     threads: int | None,
     speculative_tokens: int | None,
+    least_confidence: float,
     slots: int,
     max_model_len: int,
     trust_remote_code: bool,
@@ -58,6 +65,7 @@ def command(
         device=device,
         threads=threads,
         speculative_tokens=speculative_tokens,
+        least_confidence=least_confidence,
         slots=slots,
         capacity=max_model_len,
         trust_remote_code=trust_remote_code,

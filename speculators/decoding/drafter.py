@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
-from speculators.decoding.models import Choose, Output, Proposal, TreeProposal
+from speculators.decoding.models import Choose, ConfidentProposal, Output, Proposal, TreeProposal
 from speculators.decoding.request import Request
 from speculators.decoding.sampling import Uniforms, distributions, draw
 from speculators.layers.trees import AnyShape, Tree
@@ -19,18 +19,23 @@ class Proposed:
     """One round's proposals for n sequences, as verifier ids [n][k].
 
     Where they were drawn: `draft_ids` [n][k] and the distributions `q` [n, k, Vd] they were drawn from, else None.
+    `lengths` [n]: how many of each sequence's are proposed; None: all.
     """
 
     ids: torch.Tensor
+    lengths: list[int] | None = None
     draft_ids: list[list[int]] | None = None
     q: torch.Tensor | None = None
 
 
 class Drafter:
-    """A proposal with a cache of `slots` rows and, for each row, up to k + 1 positions of features not yet read."""
+    """A proposal with a cache of `slots` rows and, for each row, up to k + 1 positions of features not yet read.
 
-    def __init__(self, proposal: Proposal, slots: int, capacity: int, k: int) -> None:
-        self._proposal, self._slots, self._k = proposal, slots, k
+    With `least_confidence` above 0, a `ConfidentProposal` proposes no more tokens than it trusts so much to stand.
+    """
+
+    def __init__(self, proposal: Proposal, slots: int, capacity: int, k: int, least_confidence: float = 0.0) -> None:
+        self._proposal, self._slots, self._k, self._least = proposal, slots, k, least_confidence
         self._cache: Any = proposal.new_cache(slots, capacity)
         self._features: torch.Tensor | None = None  # [slots, k+1, F]
         self._numbers = torch.arange(slots)
@@ -86,8 +91,12 @@ class Drafter:
         next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
         features, numbers = self._features[:n, :width], self._numbers[:n]
         drafted = self._k if self._proposal.drafts_at_once else k
-        ids = self._proposal.propose(self._cache, numbers, next_ids, features, lengths, counts, drafted, choose)
-        return Proposed(ids[:, :k])
+        asked = self._cache, numbers, next_ids, features, lengths, counts, drafted, choose
+        if not self._least:
+            return Proposed(self._proposal.propose(*asked)[:, :k])
+        proposal = cast("ConfidentProposal", self._proposal)  # the decoder asked for one
+        ids, trusted = proposal.propose_confident(*asked, self._least)
+        return Proposed(ids[:, :k], trusted)
 
     def grow(self, lengths: Sequence[int], unread: Sequence[list[int]], shape: AnyShape) -> Tree:
         """As `propose`, but a tree for each of the first len(unread) rows."""
@@ -124,7 +133,7 @@ class Drafter:
             return drawn[-1]
 
         proposed = self.propose(lengths, unread, k, choose)
-        return Proposed(proposed.ids, torch.stack(drawn, 1).tolist(), torch.stack(q, 1))
+        return replace(proposed, draft_ids=torch.stack(drawn, 1).tolist(), q=torch.stack(q, 1))
 
 
 def _features(out: Output) -> torch.Tensor:

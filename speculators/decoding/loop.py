@@ -53,7 +53,8 @@ class Decoder:
     (sampling) is the verifier's own. `drafting` says how proposals are made for sampled requests: "greedy" takes the
     draft's most likely token, as vLLM does, "sampled" draws with the request's own temperature. `prefill_tokens`
     bounds the padded size of a batch of prompts. With a `tree`, every round verifies a tree of that shape instead of a
-    chain; `speculative_tokens` is then its depth, and proposals are greedy.
+    chain; `speculative_tokens` is then its depth, and proposals are greedy. With `least_confidence` above 0, each
+    sequence's proposals end where the draft's own trust that all so far will stand falls below it: fewer are verified.
     """
 
     def __init__(
@@ -67,9 +68,12 @@ class Decoder:
         drafting: Drafting = "greedy",
         prefill_tokens: int = 4096,
         tree: AnyShape | None = None,
+        least_confidence: float = 0.0,
     ) -> None:
         if tree is not None and (drafting != "greedy" or not hasattr(proposal, "propose_tree")):
             raise ValueError("trees are made of the likeliest tokens, by a draft that can continue several at once")
+        if least_confidence and (tree is not None or not getattr(proposal, "foretells_acceptance", False)):
+            raise ValueError("only chains end early, of a draft that foretells whether its tokens are accepted")
         if proposal is not None and tree is None and speculative_tokens < 1:
             raise ValueError(f"speculative_tokens is {speculative_tokens}; with a draft it must be at least 1")
         self._verifier = verifier
@@ -79,7 +83,8 @@ class Decoder:
         self._tree = tree
         beyond, drafted = (self._k, self._k) if tree is None else (tree.nodes, tree.drafted + self._k)
         self._cache = verifier.new_cache(slots, capacity + beyond + 1)
-        self._drafter = None if proposal is None else Drafter(proposal, slots, capacity + drafted + 1, self._k)
+        room = capacity + drafted + 1
+        self._drafter = None if proposal is None else Drafter(proposal, slots, room, self._k, least_confidence)
         self._rows: list[_Sequence | None] = [None] * slots
         self._waiting: list[_Sequence] = []
         self._numbers = torch.arange(slots)
@@ -198,7 +203,10 @@ class Decoder:
             verdicts = self._agree(running, _logits(out))
         else:
             proposed = self._propose(self._drafter, running, k)
-            out = self._pass(torch.cat([newest.to(proposed.ids.device), proposed.ids], dim=1), rows, "all")
+            if proposed.lengths is not None:
+                limits = [min(pair) for pair in zip(limits, proposed.lengths, strict=True)]
+            verified = proposed.ids[:, : max(limits)]
+            out = self._pass(torch.cat([newest.to(verified.device), verified], dim=1), rows, "all")
             verdicts = self._judge(running, out, proposed, limits)
         lengths = [one.length + 1 + verdict.accepted for one, verdict in zip(running, verdicts, strict=True)]
         if proposed is not None:

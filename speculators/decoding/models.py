@@ -106,6 +106,32 @@ class Proposal(Protocol):
         """
 
 
+class ConfidentProposal(Proposal, Protocol):
+    """A draft that may foretell which of its tokens stand, and so propose fewer."""
+
+    @property
+    def foretells_acceptance(self) -> bool:
+        """Whether this one does."""
+
+    def propose_confident(
+        self,
+        cache: Any,
+        rows: torch.Tensor,
+        next_ids: torch.Tensor,
+        aux: torch.Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        k: int,
+        choose: Choose | None,
+        least: float,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """As `propose`, and how many tokens of each row [B] are foretold to stand together with a chance of `least`.
+
+        Whether a row goes on to a token must follow from the tokens before it: were it decided by the token itself,
+        tokens would not be proposed as often as their distribution says, and drawn texts would not be the verifier's.
+        """
+
+
 class TreeProposal(Proposal, Protocol):
     """A draft that also proposes trees."""
 

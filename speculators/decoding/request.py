@@ -50,10 +50,10 @@ class Commit:
     """The tokens that one step added to one request.
 
     The first `accepted` of `tokens` were proposed by the draft, the one after them (if any) is the verifier's own.
-    `proposed` counts the proposals that were judged: 0 for the token that ends the reading of the prompt and for
-    decoding without a draft, so that rounds are the commits with `proposed > 0`; of a tree it counts the levels that
-    were judged. Proposals after a stop token are neither kept nor counted. `finished` commits free their slot by
-    themselves.
+    `proposed` counts the proposals that could be judged: 0 for the token that ends the reading of the prompt, for
+    decoding without a draft, and in a round in which the draft trusted none of its tokens or the answer had room for
+    one more alone; of a tree it counts the levels that were judged. Proposals after a stop token are neither kept nor
+    counted. `finished` commits free their slot by themselves.
     """
 
     slot: int

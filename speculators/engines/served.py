@@ -24,7 +24,7 @@ class ServeOptions:
     """How to serve; None takes what the checkpoint says.
 
     `verifier` overrides the directory written in the checkpoint. `slots` requests are decoded at once, each of at most
-    `capacity` tokens, prompt and answer together.
+    `capacity` tokens, prompt and answer together. `least_confidence` above 0 ends proposals early (`Decoder`).
     """
 
     model_name: str | None = None
@@ -34,6 +34,7 @@ class ServeOptions:
     device: str = "auto"
     threads: int | None = None
     speculative_tokens: int | None = None
+    least_confidence: float = 0.0
     slots: int = 8
     capacity: int = 2048
     trust_remote_code: bool = False
@@ -66,7 +67,16 @@ def open_served(directory: Path, options: ServeOptions) -> Served:
         k = options.speculative_tokens or checkpoint.speculative_tokens
         _check_length(checkpoint, k)
     capacity = min(options.capacity, facts.max_position_embeddings or options.capacity)
-    decoder = Decoder(verifier, proposal, slots=options.slots, capacity=capacity, speculative_tokens=k)
+    if options.least_confidence and not getattr(proposal, "foretells_acceptance", False):
+        raise UsageError(f"no draft of {directory} foretells acceptance, so none can end early: no --least-confidence")
+    decoder = Decoder(
+        verifier,
+        proposal,
+        slots=options.slots,
+        capacity=capacity,
+        speculative_tokens=k,
+        least_confidence=options.least_confidence,
+    )
     return Served(
         scheduler=Scheduler(decoder, speculative_tokens=k),
         model_name=options.model_name or directory.resolve().name,

@@ -36,6 +36,8 @@ class Settings:
     drafting: Drafting = "greedy"
     tree: AnyShape | None = None
     """Trees of this shape instead of chains; `speculative_tokens` is then their depth."""
+    least_confidence: float = 0.0
+    """A proposal ends where the draft's trust that all so far will stand falls below it; 0: proposals are whole."""
 
 
 @dataclass
@@ -86,6 +88,7 @@ def decode(
         speculative_tokens=settings.speculative_tokens if proposal is not None else 0,
         drafting=settings.drafting,
         tree=settings.tree if proposal is not None else None,
+        least_confidence=settings.least_confidence if proposal is not None else 0.0,
     )
     answers = [Answer() for _ in prompts]
     # Prompts of like length are read together; the order changes no answer.
@@ -129,6 +132,9 @@ def measure(
     }
     if settings.tree is not None:
         figures["tree"] = asdict(settings.tree)
+    if settings.least_confidence:
+        figures["least_confidence"] = settings.least_confidence
+        figures["proposed_length"] = figures["proposed_tokens"] / figures["rounds"] if figures["rounds"] else None
     return figures, answers
 
 

@@ -212,6 +212,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Finding]:
         if not recipe.converts:  # what a converted draft can do is only known when it is read
             yield from _rounds(recipe, acceptance)
         yield from _tree(recipe, acceptance)
+        yield from _confidence(recipe, acceptance)
     if benchmark is not None:
         yield from _variants(benchmark.variants)
     measured: dict[str, set[str]] = {
@@ -250,6 +251,17 @@ def _tree(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
     elif tree.nodes < tree.depth:
         what = f"`eval.acceptance.tree` has {tree.depth} levels and only {tree.nodes} nodes"
         yield Finding((*here, "nodes"), what, f"write {tree.depth} or more")
+
+
+def _confidence(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
+    here, option = ("eval", "acceptance", "least_confidence"), "`eval.acceptance.least_confidence`"
+    if not acceptance.least_confidence:
+        return
+    if not recipe.converts and not recipe.algorithm.foretells_acceptance:
+        what = f"{option} asks how sure the draft is, and this {recipe.algorithm.name} draft foretells no acceptance"
+        yield Finding(here, what, "remove it; a draft of the type dspark with a confidence head does")
+    if acceptance.tree is not None:
+        yield Finding(here, f"{option} ends chains early, and `eval.acceptance.tree` asks for trees", "remove one")
 
 
 def _variants(variants: tuple[Variant, ...]) -> Iterator[Finding]:

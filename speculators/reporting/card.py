@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speculators import __version__
-from speculators.checkpoints.rules import served_types
+from speculators.checkpoints.rules import served_types, unserved_form
 from speculators.reporting.definitions import number
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -46,7 +46,7 @@ def model_card(
         description=_one_line(description or ""),
         verifier=_one_line(verifier).replace("`", "'"),
         algorithm=algorithm,
-        is_served=algorithm in served_types(),
+        is_served=algorithm in served_types() and unserved_form(config) is None,
         layers=layer.get("num_hidden_layers", "–"),
         draft_vocabulary=number(reduced) if reduced and reduced != vocabulary else None,
         vocabulary=number(vocabulary),

@@ -58,6 +58,8 @@ ACCEPTANCE = (
     ("tokens", "Tokens", "Tokens committed in those rounds.", 0),
     ("prompts", "Prompts", "Prompts answered; held-out ones were never seen in training.", 0),
     ("speculative_tokens", "Draft length", "Tokens drafted in each round.", 0),
+    ("least_confidence", "Least confidence", "A draft ends where its trust in all its tokens falls below this.", 2),
+    ("proposed_length", "Proposed tokens", "Tokens proposed per round, on average, where drafts end early.", 2),
     ("tokens_per_second", "Tokens/s", "Committed per second of wall time in this measurement.", 1),
     ("lossless", "Lossless", "All answers equal those of plain greedy decoding, token for token.", 0),
     ("equal_prompts", "Equal answers", "Answers equal to those of plain greedy decoding, token for token.", 0),

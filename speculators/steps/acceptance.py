@@ -110,6 +110,7 @@ class _Measuring:
             stop_ids=frozenset(self.tokenizer.stop_ids),
             seed=self.context.config.seed,
             tree=self.tree,
+            least_confidence=asked.least_confidence,
         )
 
         def tell(finished: int) -> None:

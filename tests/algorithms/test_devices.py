@@ -26,6 +26,8 @@ ALGORITHMS = {
     "dflash": "type: dflash, layers: 2, block_size: 4, anchors: 2",
     "dflash by chances": "type: dflash, layers: 1, block_size: 4, anchors: 2, weights: {type: dpace}",
     "dspark": "type: dspark, layers: 1, block_size: 4, markov_rank: 4, teacher: unrenormalized",
+    "dspark with a memory": "type: dspark, layers: 1, block_size: 4, markov_rank: 4, markov_head_type: rnn, "
+    "teacher: unrenormalized",
     "dflash2": "type: dflash2, layers: 1, block_size: 4, selector: {rank: 4, top_k: 3}, convolution: {group_size: 8}",
     "xpress": "type: xpress, layers: 1, block_size: 4, refiner: {rank: 4}, teacher: unrenormalized",
     "medusa": "type: medusa, heads: 3, out_of_vocabulary: drop, reduction: sequence_mean",

@@ -92,6 +92,10 @@ DFLASH = {"type": "dflash", "layers": 2, "block_size": 4, "aux_layers": [1, 3]}
             {"sliding_window_non_causal": False},
             "sliding_window_non_causal is false: vLLM then makes",
         ),
+        (
+            {"transformer_layer_config": {"layer_types": ["sliding_attention"] * 2, "sliding_window": 64}},
+            "transformer_layer_config has layers of sliding_attention, and vLLM reads their sliding_window only with",
+        ),
         ({"aux_hidden_state_layer_ids": [0, 2]}, "aux_hidden_state_layer_ids has 0, the embeddings"),
         ({"mask_token_id": ...}, "mask_token_id is missing"),
         ({"block_size": 3}, "proposal_methods[0].speculative_tokens is 3, and a block of 3 drafts 2"),
@@ -103,19 +107,49 @@ def test_what_vllm_would_make_of_another_block_draft_is_refused(change: dict[str
     draft = draft_config(recipe, random_facts(recipe.verifier.random))
     config = speculators_config(draft, VerifierName("org/model", ("LlamaForCausalLM",)), 3, "float32")
     assert draft_problems(config) == []
-    changed = {key: value for key, value in {**config, **change}.items() if value is not ...}
-    (said,) = draft_problems(changed)
+    layer = {**config["transformer_layer_config"], **change.get("transformer_layer_config", {})}
+    changed = {**config, **change, "transformer_layer_config": layer}
+    (said,) = draft_problems({key: value for key, value in changed.items() if value is not ...})
     assert said.startswith(problem)
 
 
-def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_serve_it() -> None:
-    xpress = "algorithm={type: xpress, layers: 2, block_size: 4, aux_layers: [1, 3]}"
-    embedded = load_recipe("tiny", sets=[xpress])
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("type: dflash, sliding_window: {size: 64}", None),
+        ("type: dflash, sliding_window: {size: 64, causal: false}", None),
+        ("type: dflash, sliding_window: {size: 64, layers: [0], causal: false}", None),
+        ("type: dflash, sliding_window: {size: 64, layers: [0]}", "every layer causal within a block, those without"),
+        ("type: dflash2, sliding_window: {size: 64, layers: [0]}", "every layer causal within a block, those without"),
+        ("type: dspark, sliding_window: {size: 64, layers: [0]}", None),
+        ("type: dspark, sliding_window: {size: 64, causal: false}", "makes a DSpark draft's windowed layers causal"),
+        ("type: xpress, sliding_window: {size: 64, layers: [0]}", None),
+    ],
+)
+def test_a_window_that_vllm_would_read_otherwise_is_refused(said: str, problem: str | None) -> None:
+    loaded = load_recipe("tiny", sets=[f"algorithm={{{said}, layers: 2, block_size: 4, aux_layers: [1, 3]}}"])
+    if problem is None:
+        assert check_fields(loaded.recipe, {}, loaded.origins)
+        return
+    with pytest.raises(RecipeError, match=problem):
+        check_fields(loaded.recipe, {}, loaded.origins)
+
+
+@pytest.mark.parametrize(
+    ("said", "form"),
+    [
+        ("type: xpress", "xpress"),
+        ("type: dspark, markov_head_type: rnn", "dspark with a Markov head of the type rnn"),
+    ],
+)
+def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_serve_it(said: str, form: str) -> None:
+    draft = f"algorithm={{{said}, layers: 2, block_size: 4, aux_layers: [1, 3]}}"
+    embedded = load_recipe("tiny", sets=[draft])
     assert check_fields(embedded.recipe, {}, embedded.origins)
-    vllm = load_recipe("tiny", sets=[xpress, "verifier.engine.type=vllm"])
-    with pytest.raises(RecipeError, match="vLLM does not serve xpress, which the variant `speculator` asks for"):
+    vllm = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm"])
+    with pytest.raises(RecipeError, match=f"vLLM does not serve {form}, which the variant `speculator` asks for"):
         check_fields(vllm.recipe, {}, vllm.origins)
-    alone = load_recipe("tiny", sets=[xpress, "verifier.engine.type=vllm", "eval.benchmark.variants=[{name: dense}]"])
+    alone = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm", "eval.benchmark.variants=[{name: dense}]"])
     assert check_fields(alone.recipe, {}, alone.origins)
 
 
@@ -126,9 +160,14 @@ UNTRAINED = [
     f"type: peagle, {LAYERS}, draft_vocab_size: 288",
     f"type: dflash, {LAYERS}, block_size: 4",
     f"type: dflash, {LAYERS}, block_size: 4, draft_vocab_size: 288",
+    f"type: dflash, {LAYERS}, block_size: 4, sliding_window: {{size: 64, layers: all}}",
+    f"type: dflash, {LAYERS}, block_size: 4, sliding_window: {{size: 64, layers: [1], causal: false}}",
+    f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, sliding_window: {{size: 64, layers: [0]}}",
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8",
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, confidence: {{with_markov: false}}",
     f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, confidence: {{weight: 0}}",
+    f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, markov_head_type: gated",
+    f"type: dspark, {LAYERS}, block_size: 4, markov_rank: 8, markov_head_type: rnn",
     f"type: dflash2, {LAYERS}, block_size: 4, selector: {{rank: 8}}",
     f"type: xpress, {LAYERS}, block_size: 4, refiner: {{rank: 8}}",
 ]

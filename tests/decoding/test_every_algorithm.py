@@ -17,7 +17,7 @@ from speculators.checkpoints.save import VerifierName, speculators_config, write
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
-from speculators.evaluation.acceptance import Answer, round_figures
+from speculators.evaluation.acceptance import Answer, Settings, measure, round_figures
 from speculators.layers.trees import StaticShape, TreeShape
 from speculators.training.validation import nowhere, walk
 
@@ -31,7 +31,18 @@ ALGORITHMS = {
     "normalization: {before_fc: true}",
     "peagle": "draft_vocab_size: 80, aux_layers: [1, 2, 3], layers: 2, depths: 4, normalization: {before_fc: true}",
     "dflash": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20",
+    "dflash, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, "
+    "sliding_window: {size: 6, layers: [0], causal: false}",
+    "dflash, causal windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, sliding_window: {size: 4}",
+    "dspark, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "sliding_window: {size: 3, layers: [1]}",
+    "xpress, windows": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, refiner: {rank: 8, passes: 2}, "
+    "sliding_window: {size: 6, layers: [1]}",
     "dspark": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8",
+    "dspark, gated": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "markov_head_type: gated",
+    "dspark, recurrent": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, markov_rank: 8, "
+    "markov_head_type: rnn",
     "dflash2": "aux_layers: [1, 2, 3], layers: 2, block_size: 4, anchors: 20, selector: {rank: 8, top_k: 5}",
     "xpress": "aux_layers: [1, 2, 3], layers: 2, block_size: 5, anchors: 20, refiner: {rank: 8, passes: 2}",
     "medusa": "draft_vocab_size: 80, heads: 4, layers: 2",
@@ -67,7 +78,7 @@ def trained(
     greedy_text: GreedyText,
     short_training: Callable[..., Any],
 ) -> Trained:
-    said = f"type: {request.param}, {ALGORITHMS[request.param]}"
+    said = f"type: {request.param.split(',')[0]}, {ALGORITHMS[request.param]}"
     documents = [(prompt, greedy_text(prompt, LENGTH)) for prompt in prompts]
     objective, batch, losses, k = short_training(said, verifier, verifier_directory, documents, steps=STEPS)
     # The streams that are read while drafting; training may ask for fewer, as it has the last one anyway.
@@ -137,6 +148,28 @@ def test_greedy_text_with_trees_is_the_text_without(
     assert [text(commits) for commits in found] == [greedy_text(prompt, LENGTH) for prompt in prompts]
     chains = Decoder(trained.verifier, trained.proposal(), slots=4, capacity=60, speculative_tokens=depth)
     assert sum(map(len, found)) < sum(map(len, run_all(chains, requests)))
+
+
+@pytest.mark.parametrize("trained", ["dspark"], indirect=True)
+def test_proposals_that_end_early_are_fewer_and_leave_the_text(
+    trained: Trained, prompts: list[list[int]], greedy_text: GreedyText
+) -> None:
+    def measured(temperature: float, least: float) -> tuple[dict[str, Any], list[list[int]]]:
+        settings = Settings(temperature, trained.k, LENGTH, 4, seed=3, least_confidence=least)
+        figures, answers = measure(trained.verifier, trained.proposal(), prompts, settings)
+        return figures, [answer.tokens for answer in answers]
+
+    early, text = measured(0.0, 0.4)
+    whole, same = measured(0.0, 0.0)
+    assert text == same == [greedy_text(prompt, LENGTH) for prompt in prompts]
+    assert (
+        early["proposed_length"]
+        == early["proposed_tokens"] / early["rounds"]
+        < whole["proposed_tokens"] / whole["rounds"]
+    )
+    assert early["accepted_tokens"] / early["proposed_tokens"] > whole["accepted_tokens"] / whole["proposed_tokens"]
+    assert "proposed_length" not in whole
+    assert measured(0.7, 0.4)[1] == measured(0.7, 0.0)[1], "greedy proposals: a seed's text is the verifier's own"
 
 
 @pytest.mark.parametrize("drafting", ["greedy", "sampled"])

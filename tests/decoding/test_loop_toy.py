@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
@@ -114,6 +114,34 @@ class ToyProposal:
         return torch.stack(proposed, 1)
 
 
+class ConfidentToy(ToyProposal):
+    """Trusts a token by the token before it; with `anticipates`, by the token itself, which it must not."""
+
+    drafts_at_once = True
+    foretells_acceptance = True
+    trust = torch.tensor([0.9, 0.35, 0.6, 0.75])
+
+    def __init__(self, kept: Sequence[int] | None = None, *, anticipates: bool = False) -> None:
+        super().__init__(kept)
+        self.anticipates = anticipates
+
+    def propose_confident(self, cache: ListCache, rows: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, list[int]]:
+        *asked, least = rest
+        ids = self.propose(cache, rows, *asked)
+        newest = torch.tensor([[cache.read[row][-1][2]] for row in rows.tolist()])
+        decisive = ids if self.anticipates else torch.cat([newest, ids[:, :-1]], 1)
+        lengths = []
+        for tokens in decisive.tolist():
+            length, product = 0, 1.0
+            for token in tokens:
+                product *= float(self.trust[token])
+                if product < least:
+                    break
+                length += 1
+            lengths.append(length)
+        return ids, lengths
+
+
 def _next(verifier: ToyVerifier, before: int, last: int, request: Request) -> list[float]:
     """The distribution of the next token, the slow way."""
     weights = verifier.table[before, last].double().div(request.temperature).softmax(-1).tolist()
@@ -184,6 +212,89 @@ def test_sampling_with_a_draft_leaves_the_joint_distribution_as_it_is(
         proposed += sum(commit.proposed for commit in commits)
     assert 0.02 < accepted / proposed < 0.98  # both branches of the rule were taken
     assert _chi_square_p_value(counts, _joint(verifier, requests[0]), total) > 0.001
+
+
+@pytest.mark.parametrize("drafting", ["greedy", "sampled"])
+@pytest.mark.parametrize(("kept", "least"), [(None, 0.5), ((0, 2, 3), 0.7)])
+def test_proposals_that_end_early_leave_the_joint_distribution_as_it_is(
+    run_all: RunAll, drafting: Literal["greedy", "sampled"], kept: tuple[int, ...] | None, least: float
+) -> None:
+    p_value, lengths = _early(run_all, ConfidentToy(kept), drafting, least)
+    assert len(lengths) > 2, "proposals ended at several places"
+    assert p_value > 0.001
+
+
+def test_a_draft_that_looked_at_the_token_it_leaves_out_would_be_noticed(run_all: RunAll) -> None:
+    p_value, _ = _early(run_all, ConfidentToy(anticipates=True), "sampled", 0.5)
+    assert p_value < 1e-6
+
+
+def _early(
+    run_all: RunAll, proposal: ConfidentToy, drafting: Literal["greedy", "sampled"], least: float
+) -> tuple[float, set[int]]:
+    """The p value of the texts, and how many tokens rounds proposed where there was room for all."""
+    verifier, total = ToyVerifier(), 2500
+    decoder = Decoder(
+        verifier, proposal, slots=64, capacity=8, speculative_tokens=3, drafting=drafting, least_confidence=least
+    )
+    requests = [Request(PROMPT, 4, 1.0, seed=seed) for seed in range(total)]
+    counts: dict[tuple[int, ...], int] = {}
+    lengths = set()
+    for commits in run_all(decoder, requests):
+        text = tuple(token for commit in commits for token in commit.tokens)
+        counts[text] = counts.get(text, 0) + 1
+        lengths.add(commits[1].proposed)
+    return _chi_square_p_value(counts, _joint(verifier, requests[0]), total), lengths
+
+
+def test_greedy_text_stays_and_only_what_was_proposed_is_verified_and_counted(run_all: RunAll) -> None:
+    class Watched(ToyVerifier):
+        widths: list[int]
+
+        def forward(self, input_ids: torch.Tensor, *rest: Any) -> ToyOutput:
+            self.widths.append(input_ids.shape[1])
+            return super().forward(input_ids, *rest)
+
+    verifier, proposal = Watched(), ConfidentToy()
+    verifier.widths = []
+    requests = [Request(PROMPT, 12), Request([3, 0], 12), Request([1, 1], 9)]
+
+    def decode(slots: int, some: list[Request], least: float) -> list[list[Commit]]:
+        decoder = Decoder(verifier, proposal, slots=slots, capacity=16, speculative_tokens=3, least_confidence=least)
+        return run_all(decoder, some)
+
+    plain = run_all(Decoder(verifier, slots=3, capacity=16), requests)
+    texts = [[token for commit in commits for token in commit.tokens] for commits in plain]
+    early = decode(3, requests, 0.5)
+    assert [[token for commit in commits for token in commit.tokens] for commits in early] == texts
+    verifier.widths.clear()
+    for number, request in enumerate(requests):
+        (alone,) = decode(1, [request], 0.5)
+        assert alone == [replace(commit, slot=0) for commit in early[number]]
+        assert verifier.widths[1:] == [1 + commit.proposed for commit in alone[1:]]
+        so_far, before = list(request.prompt_ids), list(request.prompt_ids)
+        for commit in alone:
+            before, so_far = so_far, so_far + commit.tokens
+            if commit is not alone[0]:
+                assert commit.proposed == min(
+                    _by_hand(proposal, before[-1], 0.5), request.max_new_tokens - len(before) + 1
+                )
+        verifier.widths.clear()
+    whole = decode(3, requests, 0.0)
+    assert sum(c.proposed for cs in early for c in cs) < sum(c.proposed for cs in whole for c in cs)
+
+
+def _by_hand(proposal: ToyProposal, newest: int, least: float) -> int:
+    """How many of three likeliest tokens after `newest` the toy trusts: its trust follows from the token before."""
+    first = int(proposal.table[newest].argmax())
+    second = int(proposal.table[first].argmax())
+    one, two, three = (float(ConfidentToy.trust[token]) for token in (newest, first, second))
+    return 0 if one < least else 1 if one * two < least else 2 if one * two * three < least else 3
+
+
+def test_a_draft_that_foretells_nothing_cannot_end_early() -> None:
+    with pytest.raises(ValueError, match="only chains end early, of a draft that foretells"):
+        Decoder(ToyVerifier(), ToyProposal(), slots=1, capacity=8, speculative_tokens=2, least_confidence=0.5)
 
 
 def test_the_chi_square_test_would_notice_a_draft_that_leaks_into_the_text(run_all: RunAll) -> None:

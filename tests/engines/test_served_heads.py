@@ -45,6 +45,11 @@ def test_more_tokens_than_heads_are_refused_before_anything_is_served(checkpoint
         open_served(checkpoint, ServeOptions(dtype="float32", device="cpu", speculative_tokens=3))
 
 
+def test_a_draft_that_foretells_nothing_is_not_asked_to_end_early(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="foretells acceptance, so none can end early: no --least-confidence"):
+        open_served(checkpoint, ServeOptions(dtype="float32", device="cpu", least_confidence=0.5))
+
+
 def test_norm_and_embeddings_come_from_the_verifier(checkpoint: Path) -> None:
     verifier = checkpoint.parent / "verifier"
     model = VerifierModel.load(verifier, "float32", aux_layers=(4,))

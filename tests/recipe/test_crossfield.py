@@ -444,6 +444,15 @@ bad.yaml:6:67: error: `algorithm.mask_token_id` is 512, but the random verifier 
         id="a mask token that the verifier does not have",
     ),
     pytest.param(
+        "algorithm: {type: dflash, layers: 2, aux_layers: [1], sliding_window: {layers: [0, 2]}}\n",
+        """\
+bad.yaml:6:72: error: `algorithm.sliding_window.layers` has 2, and the draft has 2
+     6 | algorithm: {type: dflash, layers: 2, aux_layers: [1], sliding_window: {layers: [0, 2]}}
+       |                                                                        ^ layers are counted from 0, so at most 1; all: every one
+""",
+        id="a window of a layer that the draft does not have",
+    ),
+    pytest.param(
         """\
 eval:
   acceptance:
@@ -477,6 +486,25 @@ bad.yaml:9:39: error: `eval.acceptance.tree` has the path [1, 0], and not [1], w
        |                                       ^ name it too
 """,
         id="a static tree too deep, and with a hole",
+    ),
+    pytest.param(
+        """\
+eval:
+  acceptance:
+    speculative_tokens: 4
+    least_confidence: 0.5
+    tree: {depth: 4, nodes: 4}
+algorithm: {type: eagle3, aux_layers: [1, 2, 3], draft_vocab_size: 300}
+""",
+        """\
+bad.yaml:9:5: error: `eval.acceptance.least_confidence` asks how sure the draft is, and this eagle3 draft foretells no acceptance
+     9 |     least_confidence: 0.5
+       |     ^ remove it; a draft of the type dspark with a confidence head does
+bad.yaml:9:5: error: `eval.acceptance.least_confidence` ends chains early, and `eval.acceptance.tree` asks for trees
+     9 |     least_confidence: 0.5
+       |     ^ remove one
+""",
+        id="confidence of a draft that foretells nothing, and in trees",
     ),
     pytest.param(
         "algorithm: {type: hass, loss: {soft_ce: 0, top_k: 0}}\n",

@@ -251,6 +251,17 @@ def test_positions_no_round_came_to_are_dashes(make_run):
     assert "–" in text.split("Acceptance at position 3")[1].split("19.0")[0]
 
 
+def test_drafts_that_end_early_show_what_they_proposed(make_run):
+    run = make_run()
+    assert "Proposed tokens" not in Reader(build_page(run).html).text
+    place = run / "steps" / "acceptance" / "acceptance.json"
+    told = json.loads(place.read_text(encoding="utf-8"))
+    next(iter(told["suites"]["holdout"].values())).update(least_confidence=0.3, proposed_length=2.345)
+    place.write_text(json.dumps(told), encoding="utf-8")
+    text = Reader(build_page(run).html).text
+    assert "Proposed tokens Tokens proposed per round, on average, where drafts end early. 2.3" in text
+
+
 def test_a_diverged_training_still_has_curves():
     found = curves([{"at": 1, "loss": 3.0}, {"at": 2, "loss": float("nan")}, {"at": 3, "loss": None}])
     assert found.loss == [(1.0, 3.0)]

@@ -25,6 +25,7 @@ def values(make_recipe):
         "max_new_tokens": 12,
         "prompts": None,
         "tree": None,
+        "least_confidence": 0.0,
         "concurrency": 2,
     }
     return make_recipe() | {"eval": {"acceptance": asked}}

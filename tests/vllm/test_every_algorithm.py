@@ -27,6 +27,8 @@ TOKENS, STEPS = 40, 120
 SERVED = {
     "peagle": "type: peagle, draft_vocab_size: 250, layers: 2, depths: 4, normalization: {before_fc: true}",
     "dflash": "type: dflash, layers: 2, block_size: 5",
+    "dflash with causal windows": "type: dflash, layers: 2, block_size: 5, sliding_window: {size: 12}",
+    "dflash with windows": "type: dflash, layers: 2, block_size: 5, sliding_window: {size: 12, causal: false}",
     "dflash of a part of the vocabulary": "type: dflash, layers: 2, block_size: 4, draft_vocab_size: 250",
 }
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from speculators.verifiers.facts import VerifierFacts
 
 
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DFlashConfig:
     """Everything that decides the draft's parameters and its forward pass.
@@ -24,6 +27,10 @@ class DFlashConfig:
     `aux_layers` are ids of residual streams *entering* a verifier layer; `rope` has the form of transformers 5's
     `rope_parameters`; `mask_token_id` is a verifier id. A block is the anchor, which is known, and `block_size` - 1
     masks; with `sample_from_anchor` the anchor's slot predicts too, the token after it.
+
+    Queries of `windowed_layers` see the last `window` positions alone, their own included; the places of a block see
+    each other in all layers but, if `window_is_causal`, in those, where they see what is before them. (Of a query at i,
+    keys with i - j < window: the window is vLLM's.)
 
     An algorithm with more on these layers has fields of its own, under the names of their keys in config.json
     (`OWN_KEYS`), and says in `own_fields` what a recipe makes of them.
@@ -48,8 +55,15 @@ class DFlashConfig:
     block_size: int
     mask_token_id: int
     sample_from_anchor: bool = False
+    window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
+    window_is_causal: bool = True
 
     def __post_init__(self) -> None:
+        if bool(self.windowed_layers) != (self.window is not None):
+            raise UsageError("a draft has a window where layers have one, and layers with one where it has a size")
+        if any(not 0 <= layer < self.layers for layer in self.windowed_layers):
+            raise UsageError(f"a layer with a window does not exist: the draft has {self.layers}")
         if not self.aux_layers or self.layers < 1 or self.block_size < 2:
             raise UsageError("a block draft needs a layer, one of the verifier's streams, and blocks of two tokens")
         if self.draft_vocab_size > self.vocab_size:
@@ -87,6 +101,7 @@ class DFlashConfig:
             mask_token_id=facts.vocab_size - 1 if mask is None else mask,
             draft_vocab_size=draft_vocab_size,
             aux_layers=tuple(aux_layers),
+            **_window_fields(options),
             **cls.own_fields(options),
         )
 
@@ -117,17 +132,27 @@ class DFlashConfig:
                 "max_position_embeddings": self.max_position_embeddings,
                 "attention_bias": False,
                 "tie_word_embeddings": False,
+                **self._layer_types(),
             },
             "draft_vocab_size": self.draft_vocab_size,
             "block_size": self.block_size,
             "aux_hidden_state_layer_ids": list(self.aux_layers),
             "mask_token_id": self.mask_token_id,
             "sample_from_anchor": self.sample_from_anchor,
-            # vLLM: false would make every layer causal within the block, not only those with a window.
-            "sliding_window_non_causal": True,
+            "sliding_window_non_causal": not (self.windowed_layers and self.window_is_causal),
             "target_hidden_size": None,
             "tie_word_embeddings": False,
             **{key: getattr(self, key) for key in self.OWN_KEYS},
+        }
+
+    def _layer_types(self) -> dict[str, Any]:
+        """Which layers have the window, as transformers says it; nothing where none has."""
+        if not self.windowed_layers:
+            return {}
+        return {
+            "layer_types": [_SLIDING if layer in self.windowed_layers else _FULL for layer in range(self.layers)],
+            "sliding_window": self.window,
+            "use_sliding_window": True,
         }
 
     @classmethod
@@ -149,8 +174,6 @@ def written_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a block draft that a config.json says; what this draft has not is refused."""
     try:
         layer = config["transformer_layer_config"]
-        if "sliding_attention" in (layer.get("layer_types") or ()):
-            raise UsageError("a block draft with layers of `sliding_attention` is not supported")
         if (layer.get("hidden_act") or "silu") != "silu":
             raise UsageError(f"a block draft's activation is silu, not {layer['hidden_act']!r}")
         if config.get("target_hidden_size") not in (None, layer["hidden_size"]):
@@ -165,9 +188,34 @@ def written_fields(config: Mapping[str, Any]) -> dict[str, Any]:
             "block_size": config["block_size"],
             "mask_token_id": config["mask_token_id"],
             "sample_from_anchor": config.get("sample_from_anchor", False),
+            **_written_window(config, layer),
         }
     except KeyError as error:
         raise UsageError(f"config.json of the draft has no key {error}") from error
+
+
+def _window_fields(options: BlockOptions) -> dict[str, Any]:
+    """The fields about a window, as a recipe says them."""
+    asked = options.sliding_window
+    if asked is None:
+        return {}
+    return {"window": asked.size, "windowed_layers": options.windowed_layers, "window_is_causal": asked.causal}
+
+
+def _written_window(config: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields about a window that a config.json says; kinds of layers that there are not are refused."""
+    kinds = list(layer.get("layer_types") or [_FULL] * layer["num_hidden_layers"])
+    if len(kinds) != layer["num_hidden_layers"] or set(kinds) - {_SLIDING, _FULL}:
+        raise UsageError(f"`layer_types` of a block draft says {_SLIDING} or {_FULL} of every layer, not {kinds}")
+    windowed = tuple(number for number, kind in enumerate(kinds) if kind == _SLIDING)
+    if not windowed:
+        return {}
+    if not isinstance(layer.get("sliding_window"), int):
+        raise UsageError(
+            "the draft has layers of `sliding_attention` and no `sliding_window` that says how far they see"
+        )
+    is_causal = not config.get("sliding_window_non_causal", True)
+    return {"window": layer["sliding_window"], "windowed_layers": windowed, "window_is_causal": is_causal}
 
 
 def verifier_layers(options: BlockOptions, layers: int) -> tuple[int, ...]:

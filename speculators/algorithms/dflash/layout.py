@@ -57,6 +57,16 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
 
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     """What vLLM would refuse in a config, or read otherwise than it was meant."""
+    found = shared_problems(config, layer)
+    kinds = windowed(layer)
+    if not config.get("sliding_window_non_causal", True) and not (kinds and all(kinds)):
+        what = "vLLM then makes every layer causal within a block, those without a window too"
+        found.append(f"sliding_window_non_causal is false: {what}")
+    return found
+
+
+def shared_problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
+    """Those of all drafts on DFlash's layers."""
     found = [f"{key} is missing" for key in REQUIRED if key not in config]
     if layer.get("model_type") != "qwen3":
         found.append(
@@ -64,13 +74,17 @@ def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
         )
     if layer.get("hidden_act", "silu") != "silu":
         found.append(f"transformer_layer_config.hidden_act is {layer['hidden_act']!r}; vLLM's block drafts have silu")
-    if not config.get("sliding_window_non_causal", True):
-        found.append("sliding_window_non_causal is false: vLLM then makes every layer causal within a block")
     if 0 in config.get("aux_hidden_state_layer_ids", ()):
         found.append("aux_hidden_state_layer_ids has 0, the embeddings: vLLM reads ids - 1 as outputs of layers")
-    if "sliding_attention" in (kinds := layer.get("layer_types") or ()) and len(set(kinds)) > 1:
-        found.append("transformer_layer_config.layer_types are mixed, which only vLLM's newer model runner can serve")
+    if any(windowed(layer)) and not (layer.get("sliding_window") and layer.get("use_sliding_window")):
+        what = "transformer_layer_config has layers of sliding_attention"
+        found.append(f"{what}, and vLLM reads their sliding_window only with use_sliding_window")
     return found + _round_problems(config)
+
+
+def windowed(layer: Mapping[str, Any]) -> list[bool]:
+    """Which layers have a window, by the decoder's config; nothing where it does not say."""
+    return [kind == "sliding_attention" for kind in layer.get("layer_types") or ()]
 
 
 def _round_problems(config: Mapping[str, Any]) -> list[str]:

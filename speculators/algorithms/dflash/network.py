@@ -2,9 +2,9 @@
 
 The context at t is `c_t = hidden_norm(fc(streams of t))`; every layer makes keys and values of it, and it has no
 queries. A block at position a is the embedding of the newest token, x_a, and those of mask tokens at a + 1, a + 2,
-...; its queries see the context before a and all of the block. Slot k predicts x_{a+k} (with `sample_from_anchor`,
-x_{a+k+1}). Parameter names are those of the checkpoint format; embeddings, and a head over the whole vocabulary, are
-the verifier's own and in no checkpoint.
+...; its queries see the context before a and all of the block, or in some layers a window of both. Slot k predicts
+x_{a+k} (with `sample_from_anchor`, x_{a+k+1}). Parameter names are those of the checkpoint format; embeddings, and a
+head over the whole vocabulary, are the verifier's own and in no checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 from speculators.algorithms.base import DraftNetwork
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.layers.block_attention import Window
 from speculators.layers.decoder import DecoderLayer
 from speculators.layers.rotary import Rotary, Tables
 from speculators.verifiers.weights import VerifierWeights
@@ -108,6 +109,13 @@ class DFlashNetwork(DraftNetwork):
         found = self.layers[number]
         assert isinstance(found, DecoderLayer)  # noqa: S101  what the constructor put there
         return found
+
+    def window(self, layer: int) -> Window | None:
+        """What queries of a layer do not see of what is before and, perhaps, after them; None: they see it all."""
+        config = self.config
+        if config.window is None or layer not in config.windowed_layers:
+            return None
+        return Window(config.window, config.window_is_causal)
 
     def mix_in(self, layer: int, place: Place, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a sublayer of a layer reads of a block, for `x` [n, B, h]; and what `mix_out` has to know."""

@@ -79,13 +79,26 @@ class DFlashProposal:
         choose: Choose | None,
     ) -> torch.Tensor:
         """Read the first `counts[b]` of each row's new positions, then draft `k` tokens: verifier ids int64 [B, k]."""
+        hidden, newest = self._predicting(cache, rows, next_ids, aux, lengths, counts, k)
+        return self._choose(hidden, newest, choose)
+
+    def _predicting(
+        self,
+        cache: SlotCache,
+        rows: torch.Tensor,
+        next_ids: torch.Tensor,
+        aux: torch.Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        k: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read as `propose` does; the normed states [B, k, h] of the slots that predict, and the anchors [B]."""
         self._read(cache, rows, aux)
         cache.crop(rows, [length + count for length, count in zip(lengths, counts, strict=True)])
         last = torch.tensor([max(count, 1) - 1 for count in counts], device=next_ids.device)
         newest = next_ids[torch.arange(len(counts), device=next_ids.device), last]
         first = self.config.block_size - self.config.proposed
-        hidden = self._block(cache, rows, newest, k + first)
-        return self._choose(hidden[:, first:], newest, choose)
+        return self._block(cache, rows, newest, k + first)[:, first:], newest
 
     def _choose(self, hidden: torch.Tensor, newest: torch.Tensor, choose: Choose | None) -> torch.Tensor:
         """Verifier ids [B, k] from the normed states [B, k, h] of the slots that predict."""
@@ -119,10 +132,13 @@ class DFlashProposal:
         state = network.block(newest.to(network.embedding.device), width)
         ends = torch.tensor(place.starts, device=state.device) + width
         seen = (torch.arange(place.end, device=state.device) < ends[:, None])[:, None, None]
-        mask = None if bool(seen.all()) else seen
+        whole = None if bool(seen.all()) else seen
         tables = network.tables(place.positions, cache.capacity)
+        keys_at = torch.arange(place.end, device=state.device)
         for number, products in enumerate(self._layers):
-            layer = network.layer(number)
+            layer, window, mask = network.layer(number), network.window(number), whole
+            if window is not None:
+                mask = seen & window.sees(place.positions.to(state.device)[:, None, :, None], keys_at)
             x, mixed = network.mix_in(number, "attention_conv", layer.input_layernorm(state))
             queries = products.queries(x).view(*x.shape[:2], self._heads, self.config.head_dim)
             norm = layer.self_attn.q_norm

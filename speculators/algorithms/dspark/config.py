@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "DSparkConfig", "trained_parameters", "verifier_layers"]
 
-_ABSENT = {"enable_confidence_head": False, "confidence_head_with_markov": False}
+_ABSENT = {"markov_head_type": "vanilla", "enable_confidence_head": False, "confidence_head_with_markov": False}
 """What vLLM takes an absent key to mean."""
+
+MARKOV_HEADS = ("vanilla", "gated", "rnn")
+"""Types of the Markov head (`markov.py` has their formulas)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,15 @@ class DSparkConfig(DFlashConfig):
     OWN_KEYS: ClassVar[tuple[str, ...]] = ("markov_rank", *_ABSENT)
 
     markov_rank: int
+    markov_head_type: str
     enable_confidence_head: bool
     confidence_head_with_markov: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.markov_head_type not in MARKOV_HEADS:
+            known = ", ".join(MARKOV_HEADS)
+            raise UsageError(f"a Markov head of the type {self.markov_head_type!r} is not known; allowed: {known}")
 
     @classmethod
     def own_fields(cls, options: DSpark) -> dict[str, Any]:
@@ -39,19 +49,14 @@ class DSparkConfig(DFlashConfig):
         return {
             "sample_from_anchor": True,
             "markov_rank": options.markov_rank,
+            "markov_head_type": options.markov_head_type,
             "enable_confidence_head": options.confidence.weight > 0,
             "confidence_head_with_markov": options.confidence.with_markov,
         }
 
-    def to_config_json(self) -> dict[str, Any]:
-        """The draft's part of config.json, with every key that any reader looks for."""
-        return {**super().to_config_json(), "markov_head_type": "vanilla"}
-
     @classmethod
     def from_config_json(cls, config: Mapping[str, Any], verifier_layers: Callable[[], int] | None = None) -> Self:
         """The shape of a draft from its config.json; absent keys mean what vLLM takes them to."""
-        if config.get("markov_head_type", "vanilla") != "vanilla":
-            raise UsageError(f"a Markov head of the type {config['markov_head_type']!r} is not known; vanilla is")
         return super().from_config_json({**_ABSENT, **config}, verifier_layers)
 
 
@@ -61,5 +66,7 @@ Config = DSparkConfig
 def trained_parameters(options: DSpark, facts: Mapping[str, float]) -> float:
     """How many parameters are trained, from the verifier's sizes."""
     vocabulary = facts["vocab_size"]
-    heads = options.markov_rank * (vocabulary + (options.draft_vocab_size or vocabulary))
-    return backbone_parameters(options, facts) + heads
+    rank, hidden = options.markov_rank, facts["hidden_size"]
+    heads = rank * (vocabulary + (options.draft_vocab_size or vocabulary))
+    inner = {"vanilla": 0, "gated": hidden + rank, "rnn": 3 * (hidden + 2 * rank)}[options.markov_head_type]
+    return backbone_parameters(options, facts) + heads + rank * inner

@@ -38,19 +38,33 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
     shapes = dflash.tensors(config)
     shapes["markov_head.markov_w1.weight"] = (layer["vocab_size"], rank)
     shapes["markov_head.markov_w2.weight"] = (config["draft_vocab_size"], rank)
+    hidden, kind = layer["hidden_size"], config["markov_head_type"]
+    if kind == "gated":
+        shapes |= {"markov_head.gate_proj.weight": (rank, hidden + rank), "markov_head.gate_proj.bias": (rank,)}
+    elif kind == "rnn":
+        shapes["markov_head.joint_proj.weight"] = (3 * rank, 2 * rank + hidden)
+        shapes["markov_head.joint_proj.bias"] = (3 * rank,)
     if config["enable_confidence_head"]:
-        width = layer["hidden_size"] + (rank if config["confidence_head_with_markov"] else 0)
+        width = hidden + (rank if config["confidence_head_with_markov"] else 0)
         shapes |= {"confidence_head.proj.weight": (1, width), "confidence_head.proj.bias": (1,)}
     return shapes
 
 
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     """What vLLM would refuse in a config, or read otherwise than it was meant."""
-    found = dflash.problems(config, layer)
+    found = dflash.shared_problems(config, layer)
+    if any(dflash.windowed(layer)) and config.get("sliding_window_non_causal", True):
+        found.append(
+            "sliding_window_non_causal is true: vLLM makes a DSpark draft's windowed layers causal all the same"
+        )
     if "markov_rank" not in config:
         found.append("markov_rank is missing")
     if "sample_from_anchor" not in config:
         found.append("sample_from_anchor is not written: readers disagree about its meaning, vLLM takes false")
-    if config.get("markov_head_type", "vanilla") != "vanilla":
-        found.append(f"markov_head_type is {config['markov_head_type']!r}; vLLM has the vanilla one")
     return found
+
+
+def refuses(config: Mapping[str, Any]) -> str | None:
+    """vLLM has no other Markov head than the vanilla one."""
+    kind = config.get("markov_head_type", "vanilla")
+    return None if kind == "vanilla" else f"with a Markov head of the type {kind}"

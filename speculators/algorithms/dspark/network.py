@@ -1,8 +1,8 @@
 """DSpark's network: DFlash's layers, whose every slot predicts, and two small heads on what they give.
 
-The Markov head adds `W2 W1[x]` to the logits of a slot, x being the token before the one it predicts: the newest token
-for the first slot, the one that the slot before chose for every other. So a block is computed at once, and only its
-choices are made one after another. The confidence head foretells how likely a slot's token is accepted.
+The Markov head (`markov.py`) adds to the logits of a slot a bias by the token before the one it predicts: the newest
+token for the first slot, the one that the slot before chose for every other. So a block is computed at once, and only
+its choices are made one after another. The confidence head foretells how likely a slot's token is accepted.
 """
 
 from __future__ import annotations
@@ -14,17 +14,9 @@ from torch import nn
 
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.dspark.config import DSparkConfig
+from speculators.algorithms.dspark.markov import HEADS
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.verifiers.weights import VerifierWeights
-
-
-class MarkovHead(nn.Module):
-    """The two factors of the bias that a token gives to the logits of the next."""
-
-    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int) -> None:
-        super().__init__()
-        self.markov_w1 = nn.Embedding(vocab_size, rank)
-        self.markov_w2 = nn.Linear(rank, draft_vocab_size, bias=False)
 
 
 class ConfidenceHead(nn.Module):
@@ -43,12 +35,14 @@ class DSparkNetwork(DFlashNetwork):
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__(config)
-        self.markov_head = MarkovHead(config.vocab_size, config.draft_vocab_size, config.markov_rank)
+        self.markov_head = HEADS[config.markov_head_type](
+            config.vocab_size, config.draft_vocab_size, config.markov_rank, config.hidden_size
+        )
         width = config.hidden_size + (config.markov_rank if config.confidence_head_with_markov else 0)
         self.confidence_head = ConfidenceHead(width) if config.enable_confidence_head else None
 
     def markov(self, ids: torch.Tensor) -> torch.Tensor:
-        """What the Markov head knows of tokens [...], verifier ids: [..., r]."""
+        """What the heads know of tokens [...], verifier ids: [..., r]."""
         result: torch.Tensor = self.markov_head.markov_w1(ids)
         return result
 
@@ -63,6 +57,9 @@ class DSparkNetwork(DFlashNetwork):
     def start_from(self, weights: VerifierWeights, vocabulary: DraftVocabulary, generator: torch.Generator) -> None:
         """As DFlash's; at first the Markov head adds nothing and the confidence head knows nothing."""
         super().start_from(weights, vocabulary, generator)
+        for name, parameter in self.markov_head.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
         self.markov_head.markov_w2.weight.zero_()
         if self.confidence_head is not None:
             self.confidence_head.proj.weight.zero_()

@@ -1,6 +1,6 @@
 """DSpark's training: DFlash's, with the Markov head fed the true tokens, and a head that learns to foretell acceptance.
 
-The Markov bias is no second product over the vocabulary: `[h; W1[x]]` times `[head; W2]` is one.
+The Markov bias is no second product over the vocabulary: `[h; y]` times `[head; W2]` is one.
 """
 
 from __future__ import annotations
@@ -43,12 +43,24 @@ class DSparkObjective(BlockObjective):
             self._draft.markov(batch.input_ids[chains.roots[alive] + 1 + step]).to(one.dtype)
             for step, (alive, one) in enumerate(zip(chains.alive, hidden, strict=True))
         ]
-        read = [torch.cat(pair, -1) for pair in zip(hidden, before, strict=True)]
+        read = [torch.cat(pair, -1) for pair in zip(hidden, self._biasing(chains, hidden, before), strict=True)]
         whole = torch.cat([self._head, rounded_weight(second).to(self._head.dtype)], 1)
         verdict = self.judge.judge(batch, chains, counted, read, (second.weight, whole))
         if not self._confidence:
             return verdict.evaluation
         return self._with_confidence(verdict, hidden, before, counted.share)
+
+    def _biasing(self, chains: Chains, hidden: list[torch.Tensor], before: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What W2 reads at each step, y [A_j, r]; a block's memory goes from one step to the next while it lives."""
+        found, memory = [], None
+        living = chains.alive[0]
+        for alive, state, known in zip(chains.alive, hidden, before, strict=True):
+            if memory is not None:
+                memory = memory[torch.searchsorted(living, alive)]
+            y, memory = self._draft.markov_head.read(known, state, memory)
+            found.append(y)
+            living = alive
+        return found
 
     def _with_confidence(
         self, verdict: Verdict, hidden: list[torch.Tensor], before: list[torch.Tensor], share: float

@@ -48,6 +48,6 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     """What is wrong with a config in itself; vLLM does not know the type."""
     return [
-        *dflash.problems(config, layer),
+        *dflash.shared_problems(config, layer),
         *(f"{key} is missing" for key in XPressConfig.OWN_KEYS if key not in config),
     ]

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from speculators.recipe.finding import Finding
-from speculators.recipe.shapes.common import DraftOptions
+from speculators.recipe.shapes.common import DraftOptions, Shape
 from speculators.recipe.shapes.losses import LossWeights, loss_findings
+
+
+class SlidingWindow(Shape, frozen=True):
+    """Layers whose queries see the last `size` positions alone, and of a block what was before them if `causal`."""
+
+    size: int
+    layers: tuple[int, ...] | Literal["all"]
+    causal: bool
 
 
 class BlockOptions(DraftOptions, frozen=True):
@@ -21,6 +29,7 @@ class BlockOptions(DraftOptions, frozen=True):
     anchors: int
     aux_layers: tuple[int, ...] | Literal["auto"]
     mask_token_id: int | None
+    sliding_window: SlidingWindow | None
     loss: LossWeights
     reduction: Literal["token_mean", "sequence_mean", "padded_mean"]
 
@@ -44,9 +53,22 @@ class BlockOptions(DraftOptions, frozen=True):
         """Whether positions whose likeliest token the draft does not have are left out of the loss."""
         return False
 
+    @property
+    def windowed_layers(self) -> tuple[int, ...]:
+        """The layers that have the window."""
+        if self.sliding_window is None:
+            return ()
+        asked = self.sliding_window.layers
+        return tuple(range(self.layers)) if asked == "all" else tuple(sorted(asked))
+
     def findings(self) -> Iterator[Finding]:
-        """A mix of losses of nothing."""
-        yield from loss_findings(self.loss, renormalized=False)
+        """A mix of losses that does not fit the teacher, and a window of layers that are not there."""
+        renormalized = self.is_renormalized and getattr(self, "draft_vocab_size", None) is not None
+        yield from loss_findings(self.loss, renormalized=renormalized)
+        if self.windowed_layers and self.windowed_layers[-1] >= self.layers:
+            what = f"`algorithm.sliding_window.layers` has {self.windowed_layers[-1]}, and the draft has {self.layers}"
+            hint = f"layers are counted from 0, so at most {self.layers - 1}; all: every one"
+            yield Finding(("algorithm", "sliding_window", "layers"), what, hint)
 
 
 class ReducedBlockOptions(BlockOptions, frozen=True):
@@ -65,7 +87,3 @@ class ReducedBlockOptions(BlockOptions, frozen=True):
     def drops_unknown(self) -> bool:
         """As the recipe says."""
         return self.out_of_vocabulary == "drop"
-
-    def findings(self) -> Iterator[Finding]:
-        """A mix of losses that does not fit the teacher."""
-        yield from loss_findings(self.loss, renormalized=self.is_renormalized and self.draft_vocab_size is not None)

@@ -38,6 +38,11 @@ class DraftOptions(Shape, frozen=True):
     """Whether its proposal makes trees as well as chains (`eval.acceptance.tree`)."""
 
     @property
+    def foretells_acceptance(self) -> bool:
+        """Whether its proposal may end where it trusts its tokens no more (`eval.acceptance.least_confidence`)."""
+        return False
+
+    @property
     def name(self) -> str:
         """The `type` in a recipe."""
         return str(self.__struct_config__.tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from speculators.recipe.finding import Finding
 from speculators.recipe.shapes.blocks import ReducedBlockOptions
@@ -21,12 +22,18 @@ class DSpark(ReducedBlockOptions, frozen=True, tag="dspark", tag_field="type"):
 
     gamma: float
     markov_rank: int
+    markov_head_type: Literal["vanilla", "gated", "rnn"]
     confidence: Confidence
 
     @property
     def speculative_tokens(self) -> int:
         """All of a block: its anchor predicts too."""
         return self.block_size
+
+    @property
+    def foretells_acceptance(self) -> bool:
+        """With a confidence head."""
+        return self.confidence.weight > 0
 
     def findings(self) -> Iterator[Finding]:
         """What all block drafts may have wrong, and a confidence that has nothing to foretell."""

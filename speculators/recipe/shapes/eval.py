@@ -39,6 +39,7 @@ class Acceptance(Shape, frozen=True):
     max_new_tokens: int
     prompts: int | None
     tree: DynamicTree | StaticTree | None
+    least_confidence: float
     concurrency: int
 
 

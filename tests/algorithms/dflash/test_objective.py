@@ -32,6 +32,13 @@ def make(shape, randomly_filled, head):
     def build(chosen, **changes):
         size = chosen.draft_vocab_size or 50
         fields = shape | {"draft_vocab_size": size} | changes
+        if chosen.sliding_window is not None:
+            window = chosen.sliding_window
+            fields |= {
+                "window": window.size,
+                "windowed_layers": chosen.windowed_layers,
+                "window_is_causal": window.causal,
+            }
         config = DFlashConfig(**fields, layers=chosen.layers, block_size=B, mask_token_id=MASK_ID)
         network = randomly_filled(DFlashNetwork(config)).double()
         embedding = torch.randn(50, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -43,7 +50,7 @@ def make(shape, randomly_filled, head):
 
 @pytest.fixture
 def dense(plain, divergence):
-    def document(w, layers, ids, aux, roots):
+    def document(w, chosen, ids, aux, roots):
         """Logits of every slot of every block, keyed by root and slot."""
         context = plain.rms(aux @ w["fc.weight"].T, w["hidden_norm.weight"])
         owners = [(root, slot) for root in roots for slot in range(B)]
@@ -52,8 +59,12 @@ def dense(plain, divergence):
         before = torch.tensor([[t <= root for t in range(len(ids))] for root, _ in owners])
         inside = torch.tensor([[root == other for other, _ in owners] for root, _ in owners])
         seen = torch.cat([before, inside], 1)
-        stream = w["embedding"][tokens]
-        for number in range(layers):
+        back = positions[:, None] - torch.cat([torch.arange(len(ids)), positions])
+        window, stream = chosen.sliding_window, w["embedding"][tokens]
+        for number in range(chosen.layers):
+            near = seen
+            if window is not None and number in chosen.windowed_layers:
+                near = seen & (back < window.size) & (back >= 0 if window.causal else back > -window.size)
             at = f"layers.{number}."
             x = plain.rms(stream, w[at + "input_layernorm.weight"])
 
@@ -67,7 +78,7 @@ def dense(plain, divergence):
             keys, values = (
                 torch.cat([project(name, context, everywhere), project(name, x, positions)]) for name in "kv"
             )
-            mixed = plain.attend(project("q", x, positions), keys, values, seen)
+            mixed = plain.attend(project("q", x, positions), keys, values, near)
             stream = stream + mixed @ w[at + "self_attn.o_proj.weight"].T
             stream = stream + plain.mlp(w, at, plain.rms(stream, w[at + "post_attention_layernorm.weight"]))
         logits = plain.rms(stream, w["norm.weight"]) @ w["head"].T
@@ -81,7 +92,7 @@ def dense(plain, divergence):
             mine = [int(root) - start for root in chains.roots if start <= root < start + length]
             if mine:
                 ids, aux, last = (one[start : start + length] for one in (batch.input_ids, batch.aux, batch.last))
-                logits = document(w, chosen.layers, ids, aux, mine)
+                logits = document(w, chosen, ids, aux, mine)
                 for step, alive in enumerate(chains.alive):
                     for chain in alive.tolist():
                         root = int(chains.roots[chain]) - start
@@ -105,7 +116,16 @@ def weights_of(network):
     return w | {"embedding": network.embedding, "head": network.head_weight.detach()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 1, "draft_vocab_size": "null"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers": 1, "draft_vocab_size": "null"},
+        {"sliding_window": "{size: 3, layers: all}"},
+        {"sliding_window": "{size: 3, layers: [1], causal: false}"},
+        {"sliding_window": "{size: 7, layers: [0]}"},
+    ],
+)
 @pytest.mark.parametrize("is_sampled", [False, True])
 def test_loss_and_gradients_are_those_of_the_dense_computation(batch, head, make, dense, changes, is_sampled):
     chosen = options(**changes, weights="{type: exponential, gamma: 3}")

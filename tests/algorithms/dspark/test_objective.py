@@ -35,6 +35,7 @@ def make(shape, randomly_filled, head):
             mask_token_id=49,
             sample_from_anchor=True,
             markov_rank=6,
+            markov_head_type=chosen.markov_head_type,
             enable_confidence_head=chosen.confidence.weight > 0,
             confidence_head_with_markov=chosen.confidence.with_markov,
         )
@@ -52,6 +53,8 @@ def make(shape, randomly_filled, head):
         {},
         {"draft_vocab_size": "null", "confidence": "{with_markov: false, weight: 0.5}"},
         {"confidence": "{weight: 0}"},
+        {"markov_head_type": "gated"},
+        {"markov_head_type": "rnn"},
     ],
 )
 def test_loss_and_gradients_are_those_of_the_formulas(batch, head, make, plain, changes):
@@ -67,7 +70,8 @@ def test_loss_and_gradients_are_those_of_the_formulas(batch, head, make, plain, 
     chains = find_chains(batch.loss_mask, batch.lengths, B)
     states = network.norm(block_states(network, batch, chains))
     kept = torch.arange(50) if network.target_ids is None else network.target_ids
-    second = network.markov_head.markov_w2.weight
+    head_of = network.markov_head
+    second, memories = head_of.markov_w2.weight, {}
     falling = [math.exp(-step / 2) for step in range(B)]
     wanted = torch.zeros((), dtype=torch.float64)
     for step, alive in enumerate(chains.alive):
@@ -76,7 +80,17 @@ def test_loss_and_gradients_are_those_of_the_formulas(batch, head, make, plain, 
             root = int(chains.roots[chain])
             known = network.markov_head.markov_w1.weight[batch.input_ids[root + 1 + step]]
             hidden = states[chain, step]
-            log_q = (network.head_weight @ hidden + second @ known).log_softmax(0)
+            y = known
+            if chosen.markov_head_type == "gated":
+                joint = head_of.gate_proj.weight @ torch.cat([hidden, known]) + head_of.gate_proj.bias
+                y = known / (1 + (-joint).exp())
+            elif chosen.markov_head_type == "rnn":
+                memory = memories.get(chain, torch.zeros(6, dtype=torch.float64))
+                joint = head_of.joint_proj.weight @ torch.cat([memory, known, hidden]) + head_of.joint_proj.bias
+                share = 1 / (1 + (-joint[:6]).exp())
+                memories[chain] = share * memory + (1 - share) * joint[6:12].tanh()
+                y = joint[12:].tanh()
+            log_q = (network.head_weight @ hidden + second @ y).log_softmax(0)
             p = (head.weight @ plain.rms(batch.last[root + 1 + step], head.norm)).softmax(0)[kept]
             accepted = torch.minimum(p, log_q.exp()).sum()
             loss = 0.1 * -log_q[p.argmax()] + 0.9 * (1 - accepted)
