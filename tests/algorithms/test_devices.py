@@ -37,11 +37,12 @@ ALGORITHMS = {
     "hydra": "type: hydra, heads: 3, layers: 2, shared_head: true",
     "mlp_speculator": "type: mlp_speculator, heads: 3, inner_size: 16",
     "mtp": "type: mtp, steps: 3",
+    "draft_model": "type: draft_model, random: {hidden_size: 16}, steps: 3, reduction: sequence_mean",
 }
 
-LAST = ("eagle", "hass", "medusa", "hydra", "mlp_speculator", "mtp")
+LAST = ("eagle", "hass", "medusa", "hydra", "mlp_speculator", "mtp", "draft_model")
 """Those that read the verifier's last state alone."""
-WHOLE = ("eagle", "hass", "dflash2", "mlp_speculator", "mtp")
+WHOLE = ("eagle", "hass", "dflash2", "mlp_speculator", "mtp", "draft_model")
 """Those that have the verifier's whole vocabulary."""
 
 
@@ -123,7 +124,7 @@ def test_nothing_on_the_processor_is_mixed_with_what_is_on_the_device(name, make
     facts = SimpleNamespace(
         layers=6, hidden_size=24, intermediate_size=40, attention_heads=6, key_value_heads=2, head_dim=4, vocab_size=50,
         rope={"rope_type": "default", "rope_theta": 100.0}, rms_norm_eps=1e-5, max_position_embeddings=256,
-        model_type="mimo", mtp_layers=1,
+        model_type="mimo", mtp_layers=1, bos_token_id=None, eos_token_ids=(),
     )  # fmt: skip
     monkeypatch.setattr(mtp, "read_head", lambda config, weights: (config, mtp.MtpNetwork(config).state_dict()))
     weights = VerifierWeights(torch.randn(50, 24), head.weight.float(), head.norm.float(), head.eps)
