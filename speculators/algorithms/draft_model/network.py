@@ -14,7 +14,7 @@ from torch.nn import functional
 from speculators.algorithms.base import DraftNetwork
 from speculators.algorithms.draft_model.config import DraftModelConfig
 from speculators.algorithms.draft_model.layout import plain_name, tensors
-from speculators.algorithms.draft_model.source import read_config
+from speculators.algorithms.draft_model.source import check_tokens, read_config
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.errors import UsageError
 from speculators.layers.decoder import DecoderLayer
@@ -103,6 +103,8 @@ class DraftModelNetwork(DraftNetwork):
         if config.source is None:
             return super().started(config, weights, vocabulary, generator)
         directory = config.source.directory()
+        if weights.directory is not None:
+            check_tokens(directory, weights.directory)
         told = DraftModelConfig.of_model(read_config(directory), config.source.name, config.vocab_size, config.source)
         network = cls(told)
         network.load_state_dict({name: one.float() for name, one in read_model(told, directory).items()})

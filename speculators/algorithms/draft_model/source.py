@@ -13,6 +13,9 @@ from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import cached_snapshot, fetch_files, fetch_snapshot, resolve_commit
 from speculators.verifiers.published import published_config
 
+_SHARED = 0.5
+"""So many of a model's tokens a verifier with the same tokenizer knows at least."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -63,6 +66,35 @@ class ModelSource:
         if self.path is not None:
             return self.path
         return fetch_snapshot(self.name, resolve_commit(self.name, self.revision))
+
+
+def check_tokens(directory: Path, verifier: Path) -> None:
+    """Raise UsageError when both folders have a tokenizer.json, and a token's id is not the same in both."""
+    own, theirs = _token_ids(directory), _token_ids(verifier)
+    if not own or not theirs:
+        return
+    for token, number in own.items():
+        if theirs.get(token, number) != number:
+            raise UsageError(
+                f"{directory} cannot be an independent draft: its token {token!r} is {number}, the verifier's "
+                f"{theirs[token]}; both must have the same tokenizer"
+            )
+    if len(own.keys() & theirs.keys()) < _SHARED * len(own):
+        raise UsageError(
+            f"{directory} cannot be an independent draft: most of its tokens are unknown to the verifier; both must "
+            "have the same tokenizer"
+        )
+
+
+def _token_ids(directory: Path) -> dict[str, int]:
+    """Token -> id, of a folder's tokenizer.json, without those added later; nothing where there is none."""
+    try:
+        words = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if isinstance(words, dict):
+        return words
+    return {word: number for number, (word, *_) in enumerate(words)}  # a list of words with their scores
 
 
 def read_config(directory: Path) -> dict[str, Any]:

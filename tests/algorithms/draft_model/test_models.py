@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from speculators.algorithms.draft_model.config import DraftModelConfig, external, trained_parameters
 from speculators.algorithms.draft_model.network import DraftModelNetwork
 from speculators.algorithms.draft_model.proposal import DraftModelProposal
+from speculators.algorithms.draft_model.source import check_tokens
 from speculators.errors import UsageError
 from speculators.recipe.load import load_recipe
 from speculators.recipe.shapes.draft_model import DraftModel
@@ -124,6 +125,28 @@ def test_a_model_that_cannot_draft_is_refused_with_why(
     with pytest.raises(UsageError, match=problem) as refusal:
         begun(folder)
     assert str(refusal.value).startswith(f"{folder} cannot be an independent draft:")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"a": 0, "c": 2, "b": 1}, None),
+        ({"a": 0, "b": 2}, "its token 'b' is 2, the verifier's 1; both must have the same tokenizer"),
+        ([["a", 0.0], ["c", -1.0], ["b", -2.0]], "its token 'c' is 1, the verifier's 2"),
+        ({"x": 0, "y": 1, "a": 2}, "its token 'a' is 2, the verifier's 0"),
+        ({"x": 0, "y": 1}, "most of its tokens are unknown to the verifier"),
+    ],
+)
+def test_another_tokenizer_is_refused_by_a_token(tmp_path: Path, words: Any, problem: str | None) -> None:
+    for name, vocabulary in (("draft", words), ("verifier", {"a": 0, "b": 1, "c": 2})):
+        (tmp_path / name).mkdir()
+        check_tokens(tmp_path / name, tmp_path / "verifier")
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    if problem is None:
+        check_tokens(tmp_path / "draft", tmp_path / "verifier")
+        return
+    with pytest.raises(UsageError, match=problem):
+        check_tokens(tmp_path / "draft", tmp_path / "verifier")
 
 
 def test_a_folder_that_is_not_whole_is_refused_by_the_tensor(
