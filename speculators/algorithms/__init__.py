@@ -22,6 +22,7 @@ ALGORITHMS = {
     "hydra": "speculators.algorithms.hydra",
     "mlp_speculator": "speculators.algorithms.mlp_speculator",
     "mtp": "speculators.algorithms.mtp",
+    "draft_model": "speculators.algorithms.draft_model",
 }
 """Name in a recipe's `algorithm.type` and in a checkpoint's `speculators_model_type` -> package with `Part`'s modules.
 
@@ -33,7 +34,8 @@ Part = Literal["config", "layout", "network", "objective", "proposal"]
 
 * `config` (without torch): the class `Config` (`contracts.DraftConfig`); `verifier_layers(options, layers)`, the ids
   of the streams that the draft of a recipe's section reads of a verifier with so many layers; and
-  `trained_parameters(options, facts)`, their number, for estimates, from facts about the verifier by name.
+  `trained_parameters(options, facts)`, their number, for estimates, from facts about the verifier by name. Where a
+  training begins with something outside of the recipe, `external(options)` gives the digests that pin it, by name.
 * `layout` (without torch): how a draft stands on disk (`contracts.Layout` lists what is in it).
 * `network`: the class `Network` (`base.DraftNetwork`).
 * `objective`: the class `Objective` (`base.Objective`).

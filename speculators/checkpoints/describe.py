@@ -140,6 +140,9 @@ def _foreign(foreign: Foreign) -> dict[str, Any]:
     if set(foreign.config.get("architectures") or ()) & set(_NATIVE):
         given = '{"method": "eagle3", "model": PATH, "num_speculative_tokens": 3}'
         problems = [f"it does not name its verifier; vllm serve MODEL --speculative-config '{given}' gives it one"]
+    elif named == ["draft_model"]:
+        given = '{"method": "draft_model", "model": PATH, "num_speculative_tokens": 3}'
+        problems = [f"it names no verifier; vllm serve MODEL --speculative-config '{given}' gives it one"]
     if eagle_config(foreign).get("eagle_aux_hidden_state_layer_ids"):
         problems.append(
             "eagle_config names layers that streams leave, vLLM takes them for layers that streams enter: "

@@ -16,7 +16,10 @@ from speculators.errors import UsageError
 if TYPE_CHECKING:
     from speculators.pipeline.run import Outcome
 
-FORMATS = ("auto", "eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator", "speculators")
+FORMATS = (
+    *("auto", "eagle3", "eagle3.1", "modelopt", "specforge", "eagle"),
+    *("medusa", "mlp_speculator", "draft_model", "speculators"),
+)
 RECIPE = "bases/convert.yaml"
 """The shipped recipe that this command fills in."""
 

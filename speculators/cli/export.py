@@ -8,7 +8,7 @@ import rich_click as click
 
 from speculators.cli.convert import check_new
 
-TARGETS = ("eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator")
+TARGETS = ("eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator", "draft_model")
 
 
 @click.command("export")

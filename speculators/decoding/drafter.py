@@ -39,14 +39,15 @@ class Drafter:
         self._cache: Any = proposal.new_cache(slots, capacity)
         self._features: torch.Tensor | None = None  # [slots, k+1, F]
         self._numbers = torch.arange(slots)
+        self._reads_tokens: bool = getattr(proposal, "reads_tokens", False)
 
     @property
     def target_ids(self) -> torch.Tensor | None:
         """The verifier's id of every draft id; None when they are the same."""
         return self._proposal.target_ids
 
-    def read(self, rows: Sequence[int], next_ids: torch.Tensor, out: Output, lengths: Sequence[int]) -> None:
-        """Read the first positions of new prompts from a verifier pass; `next_ids` [B, m] are the tokens after each.
+    def read(self, rows: Sequence[int], ids: torch.Tensor, out: Output, lengths: Sequence[int]) -> None:
+        """Read all but the last of the prompts `ids` [B, m+1], of which a verifier pass read m positions or all.
 
         Row b really has `lengths[b]` of the m positions.
         """
@@ -54,17 +55,23 @@ class Drafter:
         self._cache.crop(numbers, 0)
         if not any(lengths):
             return
-        self._proposal.read(self._cache, numbers, next_ids, _features(out)[:, : next_ids.shape[1]])
+        self._proposal.read(self._cache, numbers, ids[:, 1:], self._features_of(ids, out)[:, : ids.shape[1] - 1])
         self._cache.crop(numbers, lengths)
 
     def keep(
-        self, rows: Sequence[int], out: Output, start: int = 0, paths: Sequence[Sequence[int]] | None = None
+        self,
+        rows: Sequence[int],
+        ids: torch.Tensor,
+        out: Output,
+        start: int = 0,
+        paths: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Keep the features of a verifier pass over `rows`, from its position `start` on, for the next round.
 
+        It read the tokens `ids` [B, q].
         With `paths` the pass read trees, and of row b the positions 0 and `paths[b][i] + 1` are kept.
         """
-        new = _features(out)[:, start:]
+        new = self._features_of(ids, out)[:, start:]
         if paths is not None:
             width = 1 + max(map(len, paths))
             padded = [[0, *(node + 1 for node in path), *[0] * (width - 1 - len(path))] for path in paths]
@@ -135,8 +142,10 @@ class Drafter:
         proposed = self.propose(lengths, unread, k, choose)
         return replace(proposed, draft_ids=torch.stack(drawn, 1).tolist(), q=torch.stack(q, 1))
 
-
-def _features(out: Output) -> torch.Tensor:
-    if out.aux is None:
-        raise ValueError("the verifier gives no features: load it with the layers that the draft reads")
-    return out.aux
+    def _features_of(self, ids: torch.Tensor, out: Output) -> torch.Tensor:
+        """What the draft reads of the positions of a verifier's pass over `ids` [B, q]: [B, q, F]."""
+        if self._reads_tokens:
+            return ids[..., None]
+        if out.aux is None:
+            raise ValueError("the verifier gives no features: load it with the layers that the draft reads")
+        return out.aux

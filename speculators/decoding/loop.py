@@ -163,8 +163,8 @@ class Decoder:
         ids = torch.tensor([list(one.request.prompt_ids) for one in group])
         out = self._pass(ids, rows, "last")
         if self._drafter is not None:
-            self._drafter.read(rows, ids[:, 1:], out, [length - 1] * len(group))
-            self._drafter.keep(rows, out, start=length - 1)
+            self._drafter.read(rows, ids, out, [length - 1] * len(group))
+            self._drafter.keep(rows, ids, out, start=length - 1)
         verdicts = self._agree(group, _logits(out))
         return [self._commit(*each, 0, length) for each in zip(rows, group, verdicts, strict=True)]
 
@@ -179,7 +179,7 @@ class Decoder:
         out = self._pass(padded[:, :-1], rows, None)
         self._cache.crop(torch.tensor(rows), lengths)
         if self._drafter is not None:
-            self._drafter.read(rows, padded[:, 1:], out, lengths)
+            self._drafter.read(rows, padded, out, lengths)
         for one, length in zip(group, lengths, strict=True):
             one.newest, one.length, one.is_fresh = int(one.request.prompt_ids[-1]), length, True
 
@@ -198,21 +198,22 @@ class Decoder:
         if self._drafter is not None and self._tree is not None and k > 0:
             return self._tree_round(self._drafter, self._tree, running, limits)
         if self._drafter is None or k == 0:
-            proposed = None
-            out = self._pass(newest, rows, "last")
+            proposed, ids = None, newest
+            out = self._pass(ids, rows, "last")
             verdicts = self._agree(running, _logits(out))
         else:
             proposed = self._propose(self._drafter, running, k)
             if proposed.lengths is not None:
                 limits = [min(pair) for pair in zip(limits, proposed.lengths, strict=True)]
             verified = proposed.ids[:, : max(limits)]
-            out = self._pass(torch.cat([newest.to(verified.device), verified], dim=1), rows, "all")
+            ids = torch.cat([newest.to(verified.device), verified], dim=1)
+            out = self._pass(ids, rows, "all")
             verdicts = self._judge(running, out, proposed, limits)
         lengths = [one.length + 1 + verdict.accepted for one, verdict in zip(running, verdicts, strict=True)]
         if proposed is not None:
             self._cache.crop(self._numbers[: len(rows)], lengths)
         if self._drafter is not None:
-            self._drafter.keep(rows, out)
+            self._drafter.keep(rows, ids, out)
         return [self._commit(*each) for each in zip(rows, running, verdicts, limits, lengths, strict=True)]
 
     def _tree_round(
@@ -229,7 +230,7 @@ class Decoder:
         choices = self._own(running, _logits(out), tree.depths.tolist())
         proposed = zip(choices, tree.tokens.tolist(), tree.parents.tolist(), limits, strict=True)
         paths = [follow(own, tokens, parents, limit) for own, tokens, parents, limit in proposed]
-        drafter.keep(rows, out, paths=[path.nodes for path in paths])
+        drafter.keep(rows, ids, out, paths=[path.nodes for path in paths])
         commits = []
         for row, one, path in zip(rows, running, paths, strict=True):
             self._cache.keep(row, one.length + 1, path.nodes)

@@ -132,6 +132,13 @@ class ConfidentProposal(Proposal, Protocol):
         """
 
 
+class TokenProposal(Proposal, Protocol):
+    """A draft that reads the text alone: its features of a position are the token there, `aux` int64 [B, m, 1]."""
+
+    @property
+    def reads_tokens(self) -> Literal[True]: ...
+
+
 class TreeProposal(Proposal, Protocol):
     """A draft that also proposes trees."""
 

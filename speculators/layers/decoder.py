@@ -17,7 +17,8 @@ from speculators.layers.rotary import Tables, rotate
 class Attention(nn.Module):
     """The four projections of grouped-query attention, from `input_size` (twice the hidden size in a first layer).
 
-    With `eps` every head's queries and keys are normed before they are rotated, as in Qwen3.
+    With `eps` every head's queries and keys are normed before they are rotated, as in Qwen3. `biases` are those of
+    query, key and value projections (Qwen2), `output_bias` that of the last projection.
     """
 
     def __init__(
@@ -28,13 +29,16 @@ class Attention(nn.Module):
         key_value_heads: int,
         head_dim: int,
         eps: float | None = None,
+        *,
+        biases: bool = False,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(input_size, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        self.q_proj = nn.Linear(input_size, heads * head_dim, bias=biases)
+        self.k_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=biases)
+        self.v_proj = nn.Linear(input_size, key_value_heads * head_dim, bias=biases)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=output_bias)
         self.q_norm = nn.RMSNorm(head_dim, eps=eps) if eps is not None else None
         self.k_norm = nn.RMSNorm(head_dim, eps=eps) if eps is not None else None
 
@@ -42,11 +46,11 @@ class Attention(nn.Module):
 class GatedMLP(nn.Module):
     """`down(silu(gate(x)) * up(x))`, as in Llama."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, *, biases: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=biases)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=biases)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=biases)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -59,7 +63,7 @@ class DecoderLayer(nn.Module):
     That one takes `[input_layernorm(embedding); hidden_norm(state)]` and adds its output to `hidden_norm(state)`
     (`norm_before_residual`) or to the state itself. The others are ordinary layers of the state alone. `norms_heads`
     makes them Qwen3's: queries and keys are normed head by head. Without `norms_input` (EAGLE-1) the projections read
-    the state as it is.
+    the state as it is. The three kinds of biases are those of `Attention` and of the MLP.
     """
 
     def __init__(
@@ -75,6 +79,9 @@ class DecoderLayer(nn.Module):
         norm_before_residual: bool = False,
         norms_heads: bool = False,
         norms_input: bool = True,
+        attention_biases: bool = False,
+        output_bias: bool = False,
+        mlp_biases: bool = False,
     ) -> None:
         super().__init__()
         self.norm_before_residual = norm_before_residual
@@ -83,8 +90,17 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         input_size = 2 * hidden_size if reads_embeddings else hidden_size
         head_eps = eps if norms_heads else None
-        self.self_attn = Attention(input_size, hidden_size, heads, key_value_heads, head_dim, head_eps)
-        self.mlp = GatedMLP(hidden_size, intermediate_size)
+        self.self_attn = Attention(
+            input_size,
+            hidden_size,
+            heads,
+            key_value_heads,
+            head_dim,
+            head_eps,
+            biases=attention_biases,
+            output_bias=output_bias,
+        )
+        self.mlp = GatedMLP(hidden_size, intermediate_size, biases=mlp_biases)
 
     def enter(self, embeddings: torch.Tensor | None, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the projections read, [..., h or 2h], and the residual, [..., h].

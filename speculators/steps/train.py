@@ -119,15 +119,17 @@ def _tracked(context: Context) -> AbstractContextManager[Tracker]:
 
 
 def external(config: View) -> Mapping[str, str]:
-    """The content of the checkpoint that training begins with, wherever it lies."""
+    """The content of the checkpoint that training begins with, wherever it lies, and what the algorithm takes."""
+    pinned = getattr(load(config.algorithm.name, "config"), "external", None)
+    outside = {} if pinned is None else dict(pinned(config.algorithm))
     given = config.train.initialize_from
     if given is None:
-        return {}
+        return outside
     directory = Path(given)
     files = [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
     if len(files) < 2 or not files[0].is_file():
         raise UsageError(f"`train.initialize_from` is {given}, and there is no checkpoint with weights")
-    return {f"initialize_from/{file.name}": file_sha256(file) for file in files}
+    return outside | {f"initialize_from/{file.name}": file_sha256(file) for file in files}
 
 
 def needs(config: View) -> None:
@@ -153,7 +155,7 @@ def estimate(scope: Scope) -> Estimate:
         trained = load(algorithm.name, "config").trained_parameters(algorithm, facts)
         disk = int(4 * (vocabulary * hidden + _SAVED_COPIES * trained))
         if tokens:
-            seconds = training_seconds(scope, options.epochs * tokens, trained, algorithm.speculative_tokens)
+            seconds = training_seconds(scope, options.epochs * tokens, trained, algorithm.training_passes)
     if tokens and speed:
         seconds = options.epochs * tokens / speed
     return Estimate(disk=disk, memory=_memory(scope), seconds=seconds)

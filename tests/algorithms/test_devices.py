@@ -34,6 +34,7 @@ ALGORITHMS = {
     "hydra": "type: hydra, heads: 3, layers: 2, shared_head: true",
     "mlp_speculator": "type: mlp_speculator, heads: 3, inner_size: 16",
     "mtp": "type: mtp, steps: 3",
+    "draft_model": "type: draft_model, random: {hidden_size: 16}, steps: 3, reduction: sequence_mean",
 }
 
 

@@ -48,6 +48,7 @@ ALGORITHMS = {
     "medusa": "draft_vocab_size: 80, heads: 4, layers: 2",
     "hydra": "draft_vocab_size: 80, heads: 4, layers: 2",
     "mlp_speculator": "heads: 3, inner_size: 48",
+    "draft_model": "random: {layers: 2, hidden_size: 32, intermediate_size: 64}, steps: 4",
 }
 DRAFT_TREES = ("eagle", "eagle3", "hass", "medusa", "hydra", "mlp_speculator")
 LENGTH, STEPS = 28, 100

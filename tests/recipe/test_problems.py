@@ -127,7 +127,7 @@ bad.yaml:6:24: error: `verifier.dtype` is 'bfloat61'
         """\
 bad.yaml:6:13: error: `algorithm.type` is 'egle3'
      6 | algorithm: {type: egle3}
-       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp
+       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp, draft_model
 """,
         id="an algorithm there is not",
     ),

@@ -60,6 +60,8 @@ def test_a_ready_recipe_plans_offline_and_fits_what_it_names(name: str, tmp_path
 def test_every_snapshot_belongs_to_a_recipe_and_says_what_its_parameters_weigh() -> None:
     files = list((shipped_folder("recipes") / "verifiers").glob("*.json"))
     models = {load_recipe(name).recipe.verifier.model for name in READY}
+    drafts = (load_recipe(name).recipe.algorithm for name in shipped_names() if name.endswith("-draft-model"))
+    models |= {getattr(draft, "model", None) for draft in drafts}
     assert {file.stem.replace("--", "/") for file in files} == models
     for file in files:
         known = json.loads(file.read_text())
@@ -69,6 +71,15 @@ def test_every_snapshot_belongs_to_a_recipe_and_says_what_its_parameters_weigh()
             assert known["weight_bytes"] == 2 * known["parameters"]
         assert known["active_weight_bytes"] <= known["weight_bytes"] < 2.1 * known["parameters"]
         assert (facts.experts > 0) == (known["active_weight_bytes"] < known["weight_bytes"])
+
+
+def test_a_small_model_as_draft_is_planned_from_what_is_known_of_it(tmp_path: Path) -> None:
+    loaded = load_recipe("qwen3-8b-draft-model")
+    assembly = assemble(loaded.recipe, loaded.data, loaded.origins, parse_hardware("H100"))
+    plan = make_plan(assembly, Store.open(tmp_path), only_looked_at=True)
+    parameters = (plan["checkpoint"].estimate.memory or 0) / 8 - 151936 * 4096  # beside an embedding, in two types
+    assert parameters == pytest.approx(595_984_384, rel=1e-3)
+    assert plan["train"].hashed["external"] == {"all": UNRESOLVED}
 
 
 def test_a_verifier_that_does_not_fit_is_told_how_it_would() -> None:

@@ -35,8 +35,11 @@ ALGORITHMS = {
     "dspark": "type: dspark, layers: 1, block_size: 4, markov_rank: 4, teacher: unrenormalized",
     "dflash2": "type: dflash2, layers: 1, block_size: 4, selector: {rank: 4, top_k: 3}, convolution: {group_size: 8}",
     "xpress": "type: xpress, layers: 1, block_size: 4, refiner: {rank: 4}, teacher: unrenormalized",
+    "draft_model": "type: draft_model, random: {layers: 2, hidden_size: 16, intermediate_size: 24}, steps: 3",
 }
-WHOLE = ("eagle", "hass", "dflash2")
+UNREAD = ("eagle", "hass", "draft_model")
+"""Those that have no layers to choose."""
+WHOLE = ("eagle", "hass", "dflash2", "draft_model")
 """Those that have the verifier's whole vocabulary."""
 VOCABULARY, HIDDEN = 40, 16
 
@@ -55,13 +58,13 @@ def made_in_float64() -> Iterator[None]:
 
 @made_in_float64()
 def inputs_of(training: Build, name: str, folder: str) -> TrainingInputs:
-    layers = "" if name in ("eagle", "hass") else ", aux_layers: [1, 2, 4]"
+    layers = "" if name in UNREAD else ", aux_layers: [1, 2, 4]"
     reduced = [] if name in WHOLE else ["algorithm.draft_vocab_size=30"]
     options = load_recipe("tiny", sets=[f"algorithm={{{ALGORITHMS[name]}{layers}}}", *reduced]).recipe.algorithm
     facts: Any = SimpleNamespace(
         layers=6, hidden_size=HIDDEN, intermediate_size=24, attention_heads=4, key_value_heads=2, head_dim=4,
         vocab_size=VOCABULARY, rope={"rope_type": "default", "rope_theta": 100.0}, rms_norm_eps=1e-5,
-        max_position_embeddings=256,
+        max_position_embeddings=256, bos_token_id=None, eos_token_ids=(),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(2)
     embedding, head = (torch.randn(VOCABULARY, HIDDEN, generator=generator) for _ in range(2))

@@ -27,6 +27,7 @@ TARGETS = {
     "eagle": "speculators.checkpoints.exporters.eagle",
     "medusa": "speculators.checkpoints.exporters.medusa",
     "mlp_speculator": "speculators.checkpoints.exporters.mlp_speculator",
+    "draft_model": "speculators.checkpoints.exporters.draft_model",
 }
 """Every target, by the name that `--to` gives it."""
 

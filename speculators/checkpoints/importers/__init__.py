@@ -20,6 +20,7 @@ FORMATS = {
     "eagle": "speculators.checkpoints.importers.eagle",
     "medusa": "speculators.checkpoints.importers.medusa",
     "mlp_speculator": "speculators.checkpoints.importers.mlp_speculator",
+    "draft_model": "speculators.checkpoints.importers.draft_model",
     "speculators": "speculators.checkpoints.importers.speculators",
 }
 """Every source, by the name that `--format` gives it; of two that read a draft alike, the first is taken."""

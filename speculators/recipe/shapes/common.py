@@ -53,6 +53,11 @@ class DraftOptions(Shape, frozen=True):
         raise NotImplementedError
 
     @property
+    def training_passes(self) -> int:
+        """Times that training computes the draft for a token, at most; estimates of time rest on it."""
+        return self.speculative_tokens
+
+    @property
     def most_speculative_tokens(self) -> int | None:
         """More than these a round cannot propose; None: as many as are wanted."""
         return None

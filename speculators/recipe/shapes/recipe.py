@@ -11,6 +11,7 @@ from speculators.recipe.shapes.common import Dtype, Shape
 from speculators.recipe.shapes.data import Data
 from speculators.recipe.shapes.dflash import DFlash
 from speculators.recipe.shapes.dflash2 import DFlash2
+from speculators.recipe.shapes.draft_model import DraftModel
 from speculators.recipe.shapes.dspark import DSpark
 from speculators.recipe.shapes.eagle import Eagle, Hass
 from speculators.recipe.shapes.eagle3 import Eagle3
@@ -24,11 +25,23 @@ from speculators.recipe.shapes.train import Train
 from speculators.recipe.shapes.verifier import Verifier
 from speculators.recipe.shapes.xpress import XPress
 
-OURS = (Eagle, Eagle3, Hass, PEagle, DFlash, DSpark, DFlash2, XPress, Medusa, Hydra, MLPSpeculator, Mtp)
+OURS = (Eagle, Eagle3, Hass, PEagle, DFlash, DSpark, DFlash2, XPress, Medusa, Hydra, MLPSpeculator, Mtp, DraftModel)
 
 if TYPE_CHECKING:
     Algorithm = (
-        Eagle | Eagle3 | Hass | PEagle | DFlash | DSpark | DFlash2 | XPress | Medusa | Hydra | MLPSpeculator | Mtp
+        Eagle
+        | Eagle3
+        | Hass
+        | PEagle
+        | DFlash
+        | DSpark
+        | DFlash2
+        | XPress
+        | Medusa
+        | Hydra
+        | MLPSpeculator
+        | Mtp
+        | DraftModel
     )
 else:  # and those of other packages that are installed
     _EVERY = (*OURS, *(one.options() for one in outside_algorithms().values()))
@@ -40,7 +53,16 @@ class Convert(Shape, frozen=True):
 
     source: str | None
     format: Literal[
-        "auto", "eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator", "speculators"
+        "auto",
+        "eagle3",
+        "eagle3.1",
+        "modelopt",
+        "specforge",
+        "eagle",
+        "medusa",
+        "mlp_speculator",
+        "draft_model",
+        "speculators",
     ]
     aux_layers: tuple[int, ...] | Literal["auto"]
     dtype: Dtype | Literal["source"]

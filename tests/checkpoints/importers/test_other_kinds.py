@@ -16,12 +16,14 @@ from speculators.errors import UsageError
 from speculators.recipe.load import load_recipe
 from speculators.verifiers.layer_ids import auto_layers
 
-OUT = {"eagle": "eagle", "medusa": "medusa", "mlp_speculator": "mlp_speculator"}
+OUT = {"eagle": "eagle", "medusa": "medusa", "mlp_speculator": "mlp_speculator", "draft_model": "draft_model"}
+NEEDED = {"draft_model": ", random: {layers: 2}"}
+"""What a recipe has to say of an algorithm beside its name."""
 
 
 def written(kind, lender, folder):
     torch.manual_seed(0)
-    options = load_recipe("tiny", sets=[f"algorithm={{type: {kind}}}"]).recipe.algorithm
+    options = load_recipe("tiny", sets=[f"algorithm={{type: {kind}{NEEDED.get(kind, '')}}}"]).recipe.algorithm
     config = load(kind, "config").Config.for_verifier(
         lender.facts, options, draft_vocab_size=lender.facts.vocab_size, aux_layers=auto_layers(lender.facts.layers)
     )
