@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.importers import Found, find
+from speculators.checkpoints.importers.base import Translation
 from speculators.checkpoints.layout import tensor_problems
 from speculators.errors import UsageError
 from speculators.verifiers.lender import Lender, Part
@@ -44,6 +45,7 @@ class Converted:
         lines += [f"{name} is the verifier's" for name in translation.attached]
         lines += [f"{name} follows from d2t" for name in translation.made]
         lines += [f"{name} is dropped: {reason}" for name, reason in translation.dropped.items()]
+        lines += [f"{name} is dropped: it is the verifier's own {part}" for name, part in translation.borrowed.items()]
         return [*lines, *translation.notices]
 
 
@@ -62,6 +64,7 @@ def convert(
     """
     found = find(foreign, verifier.facts, format, aux_layers)
     _check_headers(foreign, found)
+    _check_borrowed(foreign, found, verifier)
     own = _own_dtype(foreign, found)
     target = own if dtype == "source" else dtype
     tensors = _read(foreign, found, verifier, target)
@@ -76,6 +79,7 @@ def convert(
         "maps": sorted(name for name in found.translation.dropped if name in _MAPS),
         "layers_given": aux_layers is not None,
         "layer": "midlayer." if any(name.startswith("midlayer.") for name in foreign.headers) else "layers.0.",
+        **_shaped_otherwise(found.translation),
         "config": dict(foreign.config),
     }
     draft = dict(found.translation.draft)
@@ -84,21 +88,41 @@ def convert(
     return Converted(draft, tensors, target, found)
 
 
+def _shaped_otherwise(translation: Translation) -> dict[str, Any]:
+    """What exporting needs to know of tensors that are not ours as they are, and of those that are the verifier's."""
+    fused: dict[str, list[str]] = {}
+    for name in translation.rows:
+        fused.setdefault(translation.tensors[name], []).append(name)
+    shapes = {name: list(shape) for name, shape in translation.given.items() if name not in fused}
+    said = {"fused": fused, "shapes": shapes, "borrowed": dict(translation.borrowed)}
+    return {key: value for key, value in said.items() if value}
+
+
 def _check_headers(foreign: Foreign, found: Found) -> None:
     """Shapes and types of all tensors, before one of them is read."""
-    expected = found.translation.shapes
+    expected, given = found.translation.shapes, found.translation.given
     problems = []
     for name, source in found.translation.tensors.items():
-        header = foreign.headers[source]
-        if header.shape != expected[name]:
-            problems.append(
-                f"{source} has the shape {list(header.shape)}; config and verifier make it {list(expected[name])}"
-            )
+        header, wanted = foreign.headers[source], given.get(source, expected[name])
+        if header.shape != wanted:
+            problems.append(f"{source} has the shape {list(header.shape)}; config and verifier make it {list(wanted)}")
         allowed = (_MAPS[name],) if name in _MAPS else FLOATS
         if header.dtype not in allowed:
             problems.append(f"{source} is {header.dtype}; allowed: {', '.join(allowed)}")
     if problems:
+        problems = list(dict.fromkeys(problems))  # several of ours may be one of the source's
         raise UsageError("\n".join([f"{foreign.name} cannot be converted:", *(f"  {what}" for what in problems)]))
+
+
+def _check_borrowed(foreign: Foreign, found: Found, verifier: Lender) -> None:
+    """Tensors that our format leaves to the verifier must be the verifier's."""
+    for name, part in found.translation.borrowed.items():
+        own, lent = foreign.read(name), verifier.lend(part)
+        if own.shape != lent.shape or not bool((own == lent.to(own.dtype)).all()):
+            raise UsageError(
+                f"{foreign.name}: {name} is not the {part} of {verifier.name}, and a draft of this kind has no other; "
+                "it is for another verifier, or was trained with one of its own"
+            )
 
 
 def _own_dtype(foreign: Foreign, found: Found) -> str:
@@ -122,6 +146,8 @@ def _read(foreign: Foreign, found: Found, verifier: Lender, dtype: str) -> dict[
     for name in translation.shapes:
         if name in translation.tensors:
             value, where = foreign.read(translation.tensors[name]), f"{foreign.name}: {translation.tensors[name]}"
+            first, last = translation.rows.get(name, (0, len(value)))
+            value = value[first:last].reshape(translation.shapes[name])
         elif name in translation.attached:
             value, where = verifier.lend(_LENT[name]), f"{verifier.name}: the {_LENT[name]}"
         else:

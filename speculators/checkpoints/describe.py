@@ -8,10 +8,10 @@ from math import prod
 from typing import Any
 
 from speculators.algorithms import names
-from speculators.checkpoints.exporters import TARGETS, exporter
+from speculators.checkpoints.exporters import exporter
 from speculators.checkpoints.foreign import Foreign, Header
 from speculators.checkpoints.importers import candidates
-from speculators.checkpoints.importers.native import eagle_config
+from speculators.checkpoints.importers.native import MASK_STATE, eagle_config
 from speculators.checkpoints.importers.unconverted import known_as
 from speculators.checkpoints.layout import completed, layout_of, tensor_problems
 from speculators.checkpoints.rules import config_problems, unserved_form
@@ -21,7 +21,16 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "
 _EMBEDDINGS = "embed_tokens.weight"
 _LAYER_IDS = ("eagle_aux_hidden_state_layer_ids", "aux_hidden_state_layer_ids")
 _CHOOSES_LAYERS = ("eagle3", "peagle")
-_NATIVE = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
+_METHODS = {
+    "LlamaForCausalLMEagle3": "eagle3",
+    "Eagle3LlamaForCausalLM": "eagle3",
+    "DFlashDraftModel": "dflash",
+    "DFlash2DraftModel": "dflash",
+    "Qwen3DSparkModel": "dspark",
+}
+"""How vLLM calls what it loads by itself under such an architecture."""
+_LOADED = ("eagle", "medusa", "mlp_speculator")
+"""Formats of others that vLLM loads where it does not load ours."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def _elsewhere(name: str, kind: str) -> tuple[str, ...]:
     """How a draft that vLLM does not load in this format gets there in another."""
     if kind == "mtp":
         return (f"speculators stitch {name} --verifier FOLDER -o OUT writes it back into its verifier",)
-    target = next((target for target in TARGETS if kind in exporter(target).KINDS), None)
+    target = next((target for target in _LOADED if kind in exporter(target).KINDS), None)
     return () if target is None else (f"speculators export {name} --to {target} writes what vLLM loads",)
 
 
@@ -137,8 +146,10 @@ def _foreign(foreign: Foreign) -> dict[str, Any]:
     because: tuple[str, ...] = ()
     named, told = [one.importer.NAME for one in possible], len(possible) == 1
     problems = ["it does not name its verifier"]
-    if set(foreign.config.get("architectures") or ()) & set(_NATIVE):
-        given = '{"method": "eagle3", "model": PATH, "num_speculative_tokens": 3}'
+    method = next((_METHODS[name] for name in foreign.config.get("architectures") or () if name in _METHODS), None)
+    if method is not None:
+        parallel = ', "parallel_drafting": true' if MASK_STATE in foreign.headers else ""
+        given = f'{{"method": "{method}", "model": PATH, "num_speculative_tokens": 3{parallel}}}'
         problems = [f"it does not name its verifier; vllm serve MODEL --speculative-config '{given}' gives it one"]
     elif named == ["draft_model"]:
         given = '{"method": "draft_model", "model": PATH, "num_speculative_tokens": 3}'
@@ -153,6 +164,8 @@ def _foreign(foreign: Foreign) -> dict[str, Any]:
         kind, advice = known or "no draft that is known", ("it is not converted",)
     else:
         kind = possible[0].importer.TITLE if told else " or ".join(named)
+        if named == ["mtp"]:
+            problems = ["it is a verifier: vLLM serves it, head and all, with --speculative-config's method mtp"]
         because = tuple(possible[0].reasons) if told else tuple(one.line for one in possible)
         chosen = "" if told else f" --format {'|'.join(named)}, if it is not told by itself"
         advice = (f"speculators convert {foreign.name} --verifier MODEL{chosen}",)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,14 @@ from speculators.verifiers.facts import safetensors_header
 if TYPE_CHECKING:
     import torch
 
-PATTERNS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json"))
-"""Weights in the order in which they are looked for; the second kind only where the first is absent."""
+PATTERNS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json"), ("*_head.pt",))
+"""Weights in the order in which they are looked for; a kind only where those before it are absent.
+
+Medusa's and Hydra's authors name theirs medusa_lm_head.pt and hydra_lm_head.pt.
+"""
 
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
+_PICKLED = (".bin", ".pt")
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -58,14 +62,15 @@ class Foreign:
     """Tensor -> the file that holds it."""
 
     @classmethod
-    def open(cls, place: Path, name: str | None = None) -> Foreign:
-        """Open a folder, or one weights file with its config.json beside it.
+    def open(cls, place: Path, name: str | None = None, only: Collection[str] = ()) -> Foreign:
+        """Open a folder, or one weights file with its config.json beside it; of a folder, `only` these files.
 
         Raises UsageError, once and for all, when it is not whole or not to be read.
         """
         name = name or str(place)
         directory = place if place.is_dir() else place.parent
         files = (place,) if place.is_file() else weight_files(directory)
+        files = tuple(directory / file for file in only) or files
         config = _config(directory, name, one_file=place.is_file())
         headers: dict[str, Header] = {}
         where: dict[str, Path] = {}
@@ -75,8 +80,9 @@ class Foreign:
                     raise UsageError(f"{name} holds {tensor} twice, in {where[tensor].name} and in {file.name}")
                 headers[tensor], where[tensor] = header, file
         if not headers:
-            raise UsageError(f"{name} holds no weights: neither *.safetensors nor *.bin")
-        _check_index(directory, where, name)
+            raise UsageError(f"{name} holds no weights: neither *.safetensors, nor *.bin, nor *_head.pt")
+        if not only:
+            _check_index(directory, where, name)
         return cls(name, config, headers, where)
 
     def read(self, tensor: str) -> torch.Tensor:
@@ -92,12 +98,12 @@ class Foreign:
 
     @cached_property
     def _pickled(self) -> Mapping[Path, Mapping[str, torch.Tensor]]:
-        return {file: load_pickled(file) for file in dict.fromkeys(self.files.values()) if file.suffix == ".bin"}
+        return {file: load_pickled(file) for file in dict.fromkeys(self.files.values()) if file.suffix in _PICKLED}
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
     """The files with weights: safetensors, else pickled ones."""
-    for pattern, _ in PATTERNS:
+    for pattern, *_ in PATTERNS:
         found = sorted(file for file in directory.glob(pattern) if file.name not in _NOT_WEIGHTS)
         if found:
             return tuple(found)
@@ -105,7 +111,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 
 def load_pickled(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.bin` file; raises UsageError when it is cut off, or holds anything else."""
+    """The tensors of a pickled file; raises UsageError when it is cut off, or holds anything else."""
     import pickle
 
     import torch
@@ -127,12 +133,12 @@ def load_pickled(file: Path) -> dict[str, torch.Tensor]:
 def _headers(file: Path) -> dict[str, Header]:
     if file.suffix == ".safetensors":
         return _safetensors_headers(file)
-    if file.suffix == ".bin":
+    if file.suffix in _PICKLED:
         return {
             name: Header(str(value.dtype).removeprefix("torch."), tuple(value.shape))
             for name, value in load_pickled(file).items()
         }
-    raise UsageError(f"{file} is neither a .safetensors nor a .bin file")
+    raise UsageError(f"{file} is neither a .safetensors nor a .bin or .pt file")
 
 
 def _safetensors_headers(file: Path) -> dict[str, Header]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import fetch_files, resolve_commit
 
+_INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -52,16 +54,33 @@ def draft_digest(source: DraftSource) -> str:
     return f"tree:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def open_draft(source: DraftSource, digest: str) -> Foreign:
+def open_draft(source: DraftSource, digest: str, format: str = "auto") -> Foreign:  # noqa: A002  the option's name
     """Open the draft that `digest` pins, fetched if it is on the hub: safetensors, else pickled weights.
 
-    Raises UsageError when it cannot be read, MachineError when the hub is out of reach.
+    Of a verifier whose head it is (`format` mtp), only the files with the head are fetched. Raises UsageError when it
+    cannot be read, MachineError when the hub is out of reach.
     """
     if source.path is not None:
         return Foreign.open(source.path, source.text)
     commit = digest.rpartition("@")[2]
+    name = f"{source.hub} at {commit[:12]}"
+    if format == "mtp":
+        parts = _head_files(source.hub, commit, name)
+        if parts:
+            return Foreign.open(fetch_files(source.hub, commit, ["config.json", *parts]), name, only=parts)
     for patterns in PATTERNS:
         directory = fetch_files(source.hub, commit, ["config.json", *patterns])
         if weight_files(directory):
             break
-    return Foreign.open(directory, f"{source.hub} at {commit[:12]}")
+    return Foreign.open(directory, name)
+
+
+def _head_files(hub: str, commit: str, name: str) -> list[str]:
+    """The files with the head of a verifier on the hub; none when its weights are in a single file."""
+    from speculators.checkpoints.importers.mtp import head_files
+
+    directory = fetch_files(hub, commit, ["config.json", _INDEX])
+    if not (directory / _INDEX).is_file():
+        return []
+    config, index = (json.loads((directory / file).read_text(encoding="utf-8")) for file in ("config.json", _INDEX))
+    return list(head_files(config, index["weight_map"], name))

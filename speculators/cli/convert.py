@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from speculators.pipeline.run import Outcome
 
 FORMATS = (
-    *("auto", "eagle3", "eagle3.1", "modelopt", "specforge", "eagle"),
-    *("medusa", "mlp_speculator", "draft_model", "speculators"),
+    *("auto", "eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "hydra", "mlp_speculator"),
+    *("draft_model", "peagle", "dflash", "dspark", "mtp", "speculators"),
 )
 RECIPE = "bases/convert.yaml"
 """The shipped recipe that this command fills in."""

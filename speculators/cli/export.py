@@ -8,7 +8,20 @@ import rich_click as click
 
 from speculators.cli.convert import check_new
 
-TARGETS = ("eagle3", "eagle3.1", "modelopt", "specforge", "eagle", "medusa", "mlp_speculator", "draft_model")
+TARGETS = (
+    "eagle3",
+    "eagle3.1",
+    "modelopt",
+    "specforge",
+    "eagle",
+    "medusa",
+    "hydra",
+    "mlp_speculator",
+    "draft_model",
+    "peagle",
+    "dflash",
+    "dspark",
+)
 
 
 @click.command("export")
@@ -26,5 +39,8 @@ def command(checkpoint: Path, target: str, output: Path | None) -> None:
 
     output = output or Path(f"{checkpoint.resolve().name}-{target}")
     check_new(output)
-    export = write_export(read_checkpoint(checkpoint), target, output)
-    click.echo(f"{len(export.tensors) + len(export.made)} tensors written to {output}")
+    written = write_export(read_checkpoint(checkpoint), target, output)
+    click.echo(f"{written.tensors} tensors written to {output}")
+    if written.left_out:
+        names = ", ".join(written.left_out)
+        click.echo(f"without {names}: the source had copies of its verifier's, which is not on this machine")

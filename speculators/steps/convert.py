@@ -25,7 +25,7 @@ def run(context: Context) -> None:
     source = parse_draft_source(asked.source)
     digest = draft_digest(source)
     verifier = _lender(context)
-    foreign = open_draft(source, digest)
+    foreign = open_draft(source, digest, asked.format)
     converted = convert(
         foreign,
         verifier,
@@ -44,7 +44,7 @@ def run(context: Context) -> None:
         "because": list(converted.found.candidate.reasons),
         "summary": converted.summary,
         "dtype": converted.dtype,
-        "speculative_tokens": proposal_length(foreign.config),
+        "speculative_tokens": proposal_length(foreign.config) or converted.found.translation.speculative_tokens,
         "verifier": {"name_or_path": verifier.name, "architectures": list(verifier.facts.architectures)},
     }
     tensors = {name: value.contiguous().clone() for name, value in converted.tensors.items()}

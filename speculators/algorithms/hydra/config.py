@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from speculators.algorithms.heads.config import BlockHeadsConfig
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from speculators.recipe.shapes.hydra import Hydra
 
 
+@dataclass(frozen=True, kw_only=True)
 class HydraConfig(BlockHeadsConfig):
-    """Head i reads the verifier's state and the embeddings of the i + 1 tokens after it."""
+    """Head i reads the verifier's state and the embeddings of the i + 1 tokens after it.
+
+    `head_bias`: output layers add a bias, as those of the authors' drafts do; a recipe's drafts have none.
+    """
 
     kind: ClassVar[str] = "hydra"
     architecture: ClassVar[str] = "HydraDraftModel"
+
+    head_bias: bool = False
+
+    def to_config_json(self) -> dict[str, Any]:
+        """The draft's part of config.json."""
+        return {**super().to_config_json(), "head_bias": self.head_bias}
+
+    @classmethod
+    def from_config_json(cls, config: Mapping[str, Any], verifier_layers: Callable[[], int] | None = None) -> Self:
+        """The shape of a draft from its config.json; raises UsageError when a key is missing."""
+        found = super().from_config_json(config, verifier_layers)
+        return replace(found, head_bias=config.get("head_bias", False))
 
 
 Config = HydraConfig

@@ -16,8 +16,8 @@ SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config`, when it has every key."""
-    return heads.completed(config, KEYS, SIZES)
+    """`config`, when it has every key; older drafts do not say that they have no `head_bias`."""
+    return {"head_bias": False, **heads.completed(config, KEYS, SIZES)}
 
 
 def written(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,10 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
             width = hidden if number else (head + 2) * hidden
             shapes[f"blocks.{head}.layers.{number}.weight"] = (hidden, width)
             shapes[f"blocks.{head}.layers.{number}.bias"] = (hidden,)
-    return shapes | heads.heads_tensors(config, hidden) | vocabulary_tensors(config)
+    outputs = heads.heads_tensors(config, hidden)
+    if config["head_bias"]:
+        outputs |= {name.replace("weight", "bias"): shape[:1] for name, shape in outputs.items()}
+    return shapes | outputs | vocabulary_tensors(config)
 
 
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,9 @@ class HydraNetwork(ResidualHeads):
     def __init__(self, config: HydraConfig) -> None:
         hidden = config.hidden_size
         super().__init__(config, (Blocks((head + 2) * hidden, hidden, config.layers) for head in range(config.heads)))
+        for one in self.heads if config.head_bias else ():
+            assert isinstance(one, nn.Linear)  # noqa: S101  as it was made
+            one.bias = nn.Parameter(torch.zeros(config.draft_vocab_size))
         self.register_buffer("embedding", None, persistent=False)
 
     def attach(self, weights: VerifierWeights) -> None:

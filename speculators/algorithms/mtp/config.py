@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from speculators.algorithms.mtp.styles import STYLES, Style
@@ -148,6 +148,19 @@ def sizes(facts: VerifierFacts) -> dict[str, Any]:
         "rms_norm_eps": facts.rms_norm_eps,
         "max_position_embeddings": facts.max_position_embeddings,
     }
+
+
+def told_by_shapes(config: MtpConfig, style: str, shapes: Mapping[str, Sequence[int]]) -> MtpConfig:
+    """The head's shape: what `config` has of the verifier's, and the rest as the `shapes` of its tensors tell it."""
+    queries = config.attention_heads * config.head_dim
+    return replace(
+        config,
+        intermediate_size=shapes["mlp.gate_proj.weight"][0],
+        style=style,
+        biases="self_attn.q_proj.bias" in shapes,
+        norms_heads="self_attn.q_norm.weight" in shapes,
+        gates_output=shapes["self_attn.q_proj.weight"][0] == 2 * queries,
+    )
 
 
 def verifier_layers(options: Mtp, layers: int) -> tuple[int, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from speculators.algorithms.mtp.config import MtpConfig
+from speculators.algorithms.mtp.config import MtpConfig, told_by_shapes
 from speculators.algorithms.mtp.styles import HEAD, NativeHead, find_head
 from speculators.errors import UsageError
 from speculators.verifiers.weights import VerifierWeights, read_tensors, tensor_files
@@ -42,13 +41,5 @@ def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, d
         if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UsageError(f"{directory}: {native.names[name]} is {kind}; a quantized head cannot be trained")
-    queries = config.attention_heads * config.head_dim
-    told = replace(
-        config,
-        intermediate_size=len(own["mlp.gate_proj.weight"]),
-        style=native.style,
-        biases="self_attn.q_proj.bias" in own,
-        norms_heads="self_attn.q_norm.weight" in own,
-        gates_output=len(own["self_attn.q_proj.weight"]) == 2 * queries,
-    )
+    told = told_by_shapes(config, native.style, {name: tensor.shape for name, tensor in own.items()})
     return told, {HEAD + name: tensor for name, tensor in own.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from speculators.checkpoints.load import Checkpoint
+    from speculators.verifiers.lender import Part
 
 TARGETS = {
     "eagle3": "speculators.checkpoints.exporters.eagle3",
@@ -26,8 +27,12 @@ TARGETS = {
     "specforge": "speculators.checkpoints.exporters.specforge",
     "eagle": "speculators.checkpoints.exporters.eagle",
     "medusa": "speculators.checkpoints.exporters.medusa",
+    "hydra": "speculators.checkpoints.exporters.hydra",
     "mlp_speculator": "speculators.checkpoints.exporters.mlp_speculator",
     "draft_model": "speculators.checkpoints.exporters.draft_model",
+    "peagle": "speculators.checkpoints.exporters.peagle",
+    "dflash": "speculators.checkpoints.exporters.dflash",
+    "dspark": "speculators.checkpoints.exporters.dspark",
 }
 """Every target, by the name that `--to` gives it."""
 
@@ -58,25 +63,66 @@ def exported(checkpoint: Checkpoint, target: str) -> Export:
     return export
 
 
-def write_export(checkpoint: Checkpoint, target: str, output: Path) -> Export:
+@dataclass(frozen=True)
+class Written:
+    """How many tensors were written, and which that the source had are the verifier's and could not be."""
+
+    tensors: int
+    left_out: tuple[str, ...] = ()
+
+
+def write_export(checkpoint: Checkpoint, target: str, output: Path) -> Written:
     """Write a checkpoint for a target into a new folder: all of it or nothing."""
+    import torch
     from safetensors.torch import save_file
 
     export = exported(checkpoint, target)
     beside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    tensors = {name: checkpoint.tensors[ours].contiguous().clone() for name, ours in export.tensors.items()}
-    tensors |= {name: value.contiguous().clone() for name, value in export.made.items()}  # some are one tensor twice
+    tensors = {name: checkpoint.tensors[ours] for name, ours in export.tensors.items()} | dict(export.made)
     record = checkpoint.config.get(RECORD) or {}
     if record.get("format") == target:
-        tensors |= _identity_maps(record["maps"], checkpoint.config["transformer_layer_config"]["vocab_size"])
-    save_file(tensors, beside / export.file, metadata={"format": "pt"})
+        tensors = _as_they_came(tensors, record, checkpoint)
+    tensors = {name: value.contiguous().clone() for name, value in tensors.items()}  # some are one tensor twice
+    if export.file.endswith(".pt"):
+        torch.save(tensors, beside / export.file)
+    else:
+        save_file(tensors, beside / export.file, metadata={"format": "pt"})
     _write_json(beside / "config.json", export.config)
     if output.is_dir():
         output.rmdir()
     beside.replace(output)
-    return export
+    came_with = record.get("borrowed", {}) if record.get("format") == target else {}
+    return Written(len(tensors), tuple(name for name in came_with if name not in tensors))
+
+
+def _as_they_came(
+    tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], checkpoint: Checkpoint
+) -> dict[str, torch.Tensor]:
+    """What the conversion split, reshaped or left to the verifier, as it was in the source."""
+    import torch
+
+    found = dict(tensors)
+    for whole, parts in record.get("fused", {}).items():
+        found[whole] = torch.cat([found.pop(name) for name in parts])
+    for name, shape in record.get("shapes", {}).items():
+        found[name] = found[name].reshape(shape)
+    found |= _identity_maps(record["maps"], checkpoint.config["transformer_layer_config"]["vocab_size"])
+    return found | _lent(record.get("borrowed", {}), checkpoint)
+
+
+def _lent(borrowed: Mapping[str, Part], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The verifier's tensors that the source repeated, where the verifier is on this machine."""
+    import torch
+
+    from speculators.verifiers.lender import Lender
+
+    directory = Path(checkpoint.verifier)
+    if not borrowed or not (directory / "config.json").is_file():
+        return {}
+    lender, dtype = Lender.of_directory(directory, checkpoint.verifier), getattr(torch, checkpoint.config["dtype"])
+    return {name: lender.lend(part).to(dtype) for name, part in borrowed.items()}
 
 
 def _identity_maps(names: list[str], size: int) -> dict[str, torch.Tensor]:

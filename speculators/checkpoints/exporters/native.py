@@ -13,12 +13,7 @@ _FIRST = "layers.0."
 
 def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that every reader of these formats knows, from our `config.json`."""
-    layer, rope = (
-        config["transformer_layer_config"],
-        dict(config["transformer_layer_config"].get("rope_parameters") or {}),
-    )
-    theta = rope.pop("rope_theta", layer.get("rope_theta", 10000.0))
-    scaling = None if rope.get("rope_type", "default") == "default" else rope
+    layer = config["transformer_layer_config"]
     found = {
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
@@ -30,8 +25,7 @@ def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": layer["num_key_value_heads"],
         "head_dim": layer.get("head_dim") or layer["hidden_size"] // layer["num_attention_heads"],
         "rms_norm_eps": layer["rms_norm_eps"],
-        "rope_theta": theta,
-        "rope_scaling": scaling,
+        **native_rope(layer),
         "max_position_embeddings": layer["max_position_embeddings"],
         "tie_word_embeddings": False,
         "attention_bias": False,
@@ -43,6 +37,13 @@ def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("target_hidden_size"):
         found["target_hidden_size"] = config["target_hidden_size"]
     return found
+
+
+def native_rope(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings of our decoder's config in transformers 4's two keys, which version 5 reads too."""
+    rope = dict(layer.get("rope_parameters") or {})
+    theta = rope.pop("rope_theta", layer.get("rope_theta", 10000.0))
+    return {"rope_theta": theta, "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope}
 
 
 def left_layers(config: Mapping[str, Any]) -> list[int]:

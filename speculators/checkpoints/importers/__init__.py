@@ -19,8 +19,13 @@ FORMATS = {
     "specforge": "speculators.checkpoints.importers.specforge",
     "eagle": "speculators.checkpoints.importers.eagle",
     "medusa": "speculators.checkpoints.importers.medusa",
+    "hydra": "speculators.checkpoints.importers.hydra",
     "mlp_speculator": "speculators.checkpoints.importers.mlp_speculator",
     "draft_model": "speculators.checkpoints.importers.draft_model",
+    "peagle": "speculators.checkpoints.importers.peagle",
+    "dflash": "speculators.checkpoints.importers.dflash",
+    "dspark": "speculators.checkpoints.importers.dspark",
+    "mtp": "speculators.checkpoints.importers.mtp",
     "speculators": "speculators.checkpoints.importers.speculators",
 }
 """Every source, by the name that `--format` gives it; of two that read a draft alike, the first is taken."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from speculators.checkpoints.foreign import Foreign
 from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.lender import Part
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,12 @@ class Translation:
 
     `draft` is the draft's own part of our `config.json`, `shapes` are those of every tensor of ours that it implies.
     `tensors` names, for each of them that the source has, the source's name.
-    `dropped` names every other tensor of the source with the reason; `attached` are tensors that the source leaves to
-    the verifier, `made` those that follow from another one (`t2d` from `d2t`). `notices` are for the user.
+    `rows` are, for those that are only a part of the source's tensor, its rows from a first one to before a last one;
+    `given` are the shapes of the source's tensors that are not those of ours.
+    `dropped` names every other tensor of the source with the reason; `borrowed` those that must be the verifier's own,
+    bit for bit, and are then dropped too. `attached` are tensors that the source leaves to the verifier, `made` those
+    that follow from another one (`t2d` from `d2t`). `speculative_tokens` is how many tokens a round of the draft is
+    made for, where it says; `notices` are for the user.
     """
 
     draft: Mapping[str, Any]
@@ -27,6 +32,10 @@ class Translation:
     attached: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    borrowed: Mapping[str, Part] = field(default_factory=dict)
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    given: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    speculative_tokens: int | None = None
 
 
 class Importer(Protocol):

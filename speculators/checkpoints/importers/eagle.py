@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from speculators.algorithms.eagle.config import EagleConfig
 from speculators.algorithms.eagle.layout import completed, tensors
 from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.importers.assignment import computed
 from speculators.checkpoints.importers.base import Translation
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
 
 NAME = "eagle"
 TITLE = "EAGLE-1 and EAGLE-2 (SafeAILab)"
-
-_COMPUTED = re.compile(r"(.*\.)?rotary_emb\.\w+")
 
 
 def recognise(foreign: Foreign) -> Sequence[str]:
@@ -52,7 +50,7 @@ def translate(foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] 
     longest = max(shape.max_position_embeddings, facts.max_position_embeddings)
     draft["transformer_layer_config"]["max_position_embeddings"] = longest
     expected = tensors(draft)
-    dropped = {name: "it is computed from the config" for name in shapes if _COMPUTED.fullmatch(name)}
+    dropped = computed(foreign)
     problems += [
         f"{name} is no tensor of an EAGLE-1 draft here"
         for name in shapes

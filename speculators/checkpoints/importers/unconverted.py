@@ -7,9 +7,9 @@ from speculators.checkpoints.foreign import Foreign
 
 def known_as(foreign: Foreign) -> str | None:
     """What a checkpoint is, as a noun; None: unknown."""
-    names, config = foreign.headers, foreign.config
-    if "dflash_config" in config or any("DFlash" in str(name) for name in config.get("architectures") or ()):
-        return "a DFlash draft"
-    if any(name.startswith("mtp.") or ".mtp_layers." in name or ".eh_proj." in name for name in names):
-        return "an MTP head"
+    names = foreign.headers
+    if any(name.startswith(("rnn_u.", "rnn_w.")) for name in names):
+        return "a ReDrafter draft"
+    if any(name.startswith(("forget_emb.", "forget_proj.", "speculator.forget_emb.")) for name in names):
+        return "an LSTM speculator"
     return None

@@ -60,8 +60,13 @@ class Convert(Shape, frozen=True):
         "specforge",
         "eagle",
         "medusa",
+        "hydra",
         "mlp_speculator",
         "draft_model",
+        "peagle",
+        "dflash",
+        "dspark",
+        "mtp",
         "speculators",
     ]
     aux_layers: tuple[int, ...] | Literal["auto"]

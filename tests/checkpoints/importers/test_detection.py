@@ -56,7 +56,7 @@ def test_a_flag_that_two_sources_mean_differently_is_asked_about(make_draft, ope
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        ({"mtp.fc.weight": (4, 8)}, "is an MTP head"),
+        ({"rnn_u.weight": (4, 8)}, "is a ReDrafter draft"),
         ({"something.weight": (4, 4)}, r"is none of the drafts that are known \(it holds something.weight\)"),
     ],
 )
