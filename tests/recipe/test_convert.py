@@ -17,7 +17,13 @@ READY = [
     "eagle3-qwen3-235b-a22b",
     "eagle3-gpt-oss-120b-v2",
     "eagle3-llama-4-maverick",
+    "dflash-qwen3-8b",
+    "dflash-qwen3-4b",
+    "dflash-llama3.1-8b-instruct",
+    "dspark-qwen3-8b",
 ]
+MEASURED_HERE = ["eagle-llama3.1-8b-instruct", "eagle-llama3-8b-instruct", "hass-llama3-8b-instruct"]
+"""Drafts that vLLM does not load in our format."""
 ONLY = ("verifier.model=org/model", "convert.source=org/draft", "name=one")
 
 
@@ -34,6 +40,16 @@ def test_a_ready_recipe_converts_and_measures(name):
     assert steps[:4] == ["verifier", "convert", "prompts", "checkpoint"]
     assert steps[-3:] == ["benchmark-dense", "benchmark-speculator", "report"]
     assert "train" not in steps
+
+
+@pytest.mark.parametrize("name", MEASURED_HERE)
+def test_a_draft_that_vllm_does_not_load_as_it_is_gets_its_acceptance_measured(name):
+    recipe = load_recipe(name).recipe
+    assert recipe.converts
+    steps = names(recipe)
+    assert steps[:4] == ["verifier", "convert", "prompts", "checkpoint"]
+    assert "acceptance" in steps
+    assert not [step for step in steps if step.startswith("benchmark")]
 
 
 def test_only_a_conversion_needs_nothing_but_a_few_files_of_a_verifier_on_the_hub():
