@@ -49,8 +49,9 @@ def command(
 ) -> int:
     """Convert SOURCE, a draft of another project, to the speculators format.
 
-    SOURCE is a hub id, perhaps with @REVISION, a folder, or a weights file with its config.json beside it. This is a
-    recipe like any other: `--set eval.acceptance={}` measures the draft as well.
+    SOURCE is a hub id, perhaps with @REVISION, a folder, or a weights file with its config.json beside it; with
+    --format mtp it is the verifier, whose own head is taken out. This is a recipe like any other: `--set
+    eval.acceptance={}` measures the draft as well.
     """
     from speculators.cli.live import showing
     from speculators.cli.run import resolved_text, summary
