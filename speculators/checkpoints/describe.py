@@ -29,7 +29,7 @@ _METHODS = {
     "Qwen3DSparkModel": "dspark",
 }
 """How vLLM calls what it loads by itself under such an architecture."""
-_LOADED = ("eagle", "medusa", "mlp_speculator")
+_LOADED = ("eagle", "medusa", "mlp_speculator", "draft_model")
 """Formats of others that vLLM loads where it does not load ours."""
 
 

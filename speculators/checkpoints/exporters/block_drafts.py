@@ -24,8 +24,8 @@ def block_config(config: Mapping[str, Any], architecture: str) -> dict[str, Any]
         **{key: layer[key] for key in _LAYER_KEYS},
         **native_rope(layer),
         **{key: layer[key] for key in _WINDOW_KEYS if "sliding_attention" in (layer.get("layer_types") or ())},
-        # Said, because without it layers with a window are causal within a block.
-        "is_causal": not config["sliding_window_non_causal"],
+        # Where it is not said, layers with a window are causal within a block, and others are not.
+        **({"is_causal": False} if config["sliding_window_non_causal"] else {}),
         "attention_bias": False,
         "tie_word_embeddings": False,
         "torch_dtype": config["dtype"],

@@ -177,21 +177,16 @@ def _windows(foreign: Foreign) -> dict[str, Any]:
 
 
 def _is_causal(foreign: Foreign) -> bool:
-    """Whether no slot of a block sees a later one; raises UsageError where layers differ in it.
+    """Whether, in layers with a window, no slot of a block sees a later one; without a window all see each other.
 
-    As the authors' code and vLLM's have it: what `is_causal` says, else `causal`; else layers with a window are.
+    As the authors' code and vLLM's have it: what `is_causal` says of all layers, else `causal`; else layers with a
+    window are. Raises UsageError for a layer without one that is.
     """
     said = foreign.config.get("is_causal")
     said = _section(foreign).get("causal") if said is None else said
-    found = {kind == "sliding_attention" if said is None else bool(said) for kind in _kinds(foreign) or [""]}
-    if len(found) > 1:
-        raise UsageError(
-            f"{foreign.name} has layers in which a slot sees later ones and, with a window, others in which it does "
-            "not; a draft of this project has one kind"
-        )
-    if found == {True} and "sliding_attention" not in _kinds(foreign):
-        raise UsageError(f"{foreign.name} is causal within a block, which a draft of this project is not")
-    return found == {True}
+    if said and set(_kinds(foreign)) != {"sliding_attention"}:
+        raise UsageError(f"{foreign.name} is causal within a block, which a draft without a window is not here")
+    return "sliding_attention" in _kinds(foreign) and (said is None or bool(said))
 
 
 def _entered(foreign: Foreign) -> list[int]:

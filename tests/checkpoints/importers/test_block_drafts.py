@@ -164,6 +164,14 @@ class Source:
                 out[row] += (base[tap] + dynamic[row, tap].repeat_interleave(GROUP)) * x[row - tap]
         return out
 
+    def seen(self, number: int, row: int, keys: int, context: int) -> torch.Tensor:
+        """Which of the keys slot `row` of a block attends to."""
+        position, others = context + row, torch.arange(keys)
+        if self.config["layer_types"][number] == "full_attention":
+            return others >= 0
+        near = position - others < self.config["sliding_window"]
+        return near if self.config.get("is_causal") is False else near & (others <= position)
+
     def attended(self, name: str, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         w = {one: self.tensors[f"{name}{one}_proj.weight"] for one in "qkvo"}
         every = torch.cat([context, x])
@@ -173,9 +181,11 @@ class Source:
         rows = []
         for slot in range(len(x)):
             parts = []
+            seen = self.seen(int(name.split(".")[1]), slot, len(every), len(context))
             for head in range(HEADS):
                 group = head * GROUPS // HEADS
-                parts.append(torch.softmax(k[:, group] @ q[slot, head] / math.sqrt(D), -1) @ v[:, group])
+                scores = (k[:, group] @ q[slot, head] / math.sqrt(D)).masked_fill(~seen, -math.inf)
+                parts.append(torch.softmax(scores, -1) @ v[:, group])
             rows.append(torch.cat(parts))
         return torch.stack(rows) @ w["o"].T
 
@@ -220,12 +230,20 @@ class Source:
         return path
 
 
-KINDS = [("dflash", False), ("dflash", True), ("dflash2", False), ("dspark", False)]
+SLIDING = {"sliding_window": 6, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("dflash", {}),
+    ("dflash", {"fused": True}),
+    ("dflash", SLIDING),
+    ("dflash", {**SLIDING, "is_causal": False}),
+    ("dflash2", {}),
+    ("dspark", {}),
+]
 
 
-@pytest.mark.parametrize(("kind", "fused"), KINDS)
-def test_a_converted_draft_proposes_what_its_source_proposes(kind, fused, make, lender, opened, tmp_path):
-    draft = make(kind, fused=fused)
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_a_converted_draft_proposes_what_its_source_proposes(kind, changes, make, lender, opened, tmp_path):
+    draft = make(kind, **changes)
     converted = convert(opened(draft), lender)
     assert converted.draft["speculators_model_type"] == kind
     folder = ours(tmp_path / "ours", converted, lender)
@@ -244,9 +262,9 @@ def test_a_converted_draft_proposes_what_its_source_proposes(kind, fused, make, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "fused"), KINDS)
-def test_a_draft_comes_back_as_it_was(kind, fused, dtype, make, lender, opened, tmp_path):
-    draft = make(kind, fused=fused, dtype=str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_a_draft_comes_back_as_it_was(kind, changes, dtype, make, lender, opened, tmp_path):
+    draft = make(kind, **changes, dtype=str(dtype).removeprefix("torch."))
     draft.tensors.update({name: value.to(dtype) for name, value in draft.tensors.items()})
     folder = ours(tmp_path / "ours", convert(opened(draft), lender), lender)
     written = write_export(read_checkpoint(folder), FORMAT[kind], tmp_path / "back")
@@ -334,17 +352,13 @@ def test_a_source_is_told_with_its_reasons(kind, reasons, make, opened):
         ),
         ("dflash", {"final_logit_softcapping": 20.0}, "has final_logit_softcapping: 20.0"),
         ("dflash", {"is_causal": True}, "is causal within a block"),
-        (
-            "dflash",
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "a slot sees later ones and, with a window",
-        ),
         ("dflash", {"hidden_act": "gelu"}, "activation is silu"),
         ("dflash", {"intermediate_size": 64}, r"gate_proj.weight has the shape \[48, 32\]; .* \[64, 32\]"),
         ("dflash", {"num_hidden_layers": 1}, "source holds layers.1.input_layernorm"),
         ("dflash", {"num_hidden_layers": 3}, "source lacks layers.2.self_attn"),
         ("dflash2", {"dflash_config": {"mask_token_id": 1, "target_layer_ids": [1, 3, 6]}}, "conv_kernel_size"),
-        ("dspark", {"markov_head_type": "gated"}, "Markov head of the type 'gated' is not known"),
+        ("dspark", {"markov_head_type": "gated"}, "lacks markov_head.gate_proj.weight"),
+        ("dspark", {"markov_head_type": "new"}, "'new'"),
         ("dspark", {"markov_rank": 0}, "block_size and a markov_rank"),
     ],
 )
