@@ -64,11 +64,12 @@ DRAFTS = {
     "hass": "aligned_steps: 3, feature_noise: 0.1",
     "medusa": "heads: 3, layers: 1, draft_vocab_size: 4096",
     "hydra": "heads: 3, layers: 1, draft_vocab_size: 4096",
-    "mlp_speculator": "heads: 3, draft_vocab_size: 4096",
+    "mlp_speculator": "heads: 3, inner_size: 256",
     "dflash": f"{BLOCKS}, draft_vocab_size: 4096, weights: {{type: exponential, gamma: 4.0}}",
     "dspark": f"{BLOCKS}, draft_vocab_size: 4096, markov_rank: 64, teacher: unrenormalized",
     "dflash2": f"{BLOCKS}, selector: {{rank: 64}}",
     "xpress": f"{BLOCKS}, draft_vocab_size: 4096, refiner: {{rank: 64}}, teacher: unrenormalized",
+    "draft_model": "random: {layers: 2, hidden_size: 192, intermediate_size: 512, attention_heads: 6}",
 }
 """`algorithm.type` -> the rest of the recipe's section, in YAML."""
 EXPORTED = {"eagle": "eagle", "hass": "eagle", "medusa": "medusa"}
@@ -232,10 +233,15 @@ def drafted(material: Material, trained: Path, checkpoint: Path, k: int, prompts
     return figures | {"equal_answers": sum(equal), "drafting_ms": 1000 * clocked.seconds / max(clocked.tokens, 1)}
 
 
-def measured(material: Material, name: str, *, in_vllm: bool) -> dict[str, Any]:
+def recipe_of(name: str) -> Recipe:
+    """The quickstart's, with another algorithm, one epoch, and smaller batches for the fewer documents."""
+    training = ["train.epochs=1", "train.tokens_per_step=512"]
+    return load_recipe("quickstart", sets=[f"algorithm={{type: {name}, {DRAFTS[name]}}}", *training]).recipe
+
+
+def measured(material: Material, recipe: Recipe, *, in_vllm: bool) -> dict[str, Any]:
     """Everything about one algorithm."""
-    sets = [f"algorithm={{type: {name}, {DRAFTS[name]}}}", "train.epochs=1"]
-    recipe = load_recipe("quickstart", sets=sets).recipe
+    name = recipe.algorithm.name
     k = recipe.algorithm.speculative_tokens
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "train"
@@ -303,11 +309,12 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1, help="answers made at once")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    recipes = [recipe_of(name) for name in arguments.only]
     material = Material(arguments.run, arguments.documents, arguments.prompts, arguments.tokens, arguments.concurrency)
     found = {}
-    for name in arguments.only:
-        found[name] = measured(material, name, in_vllm=arguments.vllm)
-        print(name, "measured", file=sys.stderr)
+    for recipe in recipes:
+        figures = found[recipe.algorithm.name] = measured(material, recipe, in_vllm=arguments.vllm)
+        print(recipe.algorithm.name, json.dumps(figures), file=sys.stderr)
     if arguments.json:
         print(json.dumps({"plain_tokens_per_second": material.plain[1], "algorithms": found}, indent=2))
     else:
