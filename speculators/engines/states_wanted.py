@@ -17,6 +17,12 @@ from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.source import read_verifier
 from speculators.verifiers.tokenizer import ChatTokenizer
 
+TEXT_ONLY = {
+    "mtp": "with images, a verifier's own head turns its keys by their rows and columns too",
+    "draft_model": "a model of its own does not see the verifier's images",
+}
+"""Algorithms that do not learn from documents with images, and why."""
+
 
 @dataclass(frozen=True)
 class StatesWanted:
@@ -52,11 +58,8 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
             raise ArtifactMismatch(
                 f"the tokens were made with the {what} {made_with[:12]}, the verifier has {own[:12]}"
             )
-    if tokens.images and algorithm == "mtp":
-        raise UsageError(
-            "`algorithm.type: mtp` learns from text alone: with images, a verifier's own head turns its keys by their "
-            "rows and columns too"
-        )
+    if tokens.images and algorithm in TEXT_ONLY:
+        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {TEXT_ONLY[algorithm]}")
     options = config.data.hidden_states
     layers: tuple[int, ...] = load(algorithm, "config").verifier_layers(config.algorithm, facts.layers)
     dtype = as_dtype(options.dtype)

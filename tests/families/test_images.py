@@ -19,12 +19,13 @@ from speculators.data.tokens import Reading, TokenDataset
 from speculators.decoding.loop import Decoder
 from speculators.decoding.request import Request
 from speculators.engines.extraction import extract
+from speculators.engines.states_wanted import states_wanted
 from speculators.engines.transformers import VerifierModel
 from speculators.errors import UsageError
 from speculators.pipeline.step import Context
 from speculators.recipe.load import load_recipe
 from speculators.steps import acceptance, answers, checkpoint, hidden_states, prompts, tokens, train, vocabulary
-from speculators.verifiers.images import ImageReader
+from speculators.verifiers.images import ImageReader, check_reads_images
 from speculators.verifiers.random_model import byte_tokenizer
 from speculators.verifiers.tokenizer import ChatTokenizer
 
@@ -258,40 +259,68 @@ SETS = [
 
 
 @pytest.fixture
-def recipe(pictures: list[Path], tmp_path: Path) -> SimpleNamespace:
-    rows = []
+def rows(pictures: list[Path], tmp_path: Path) -> Path:
+    """A data file with pictures beside it."""
+    written = []
     for number, said in enumerate(("What is it?", "Which colour?", "How large?", "Why?", "And then?", "Who drew it?")):
         shutil.copy(pictures[number % 3], tmp_path / f"{number}.png")
         content = [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": said}]
         messages = [{"role": "user", "content": content if number < 5 else said}]
-        rows.append({"messages": messages, "split": "holdout" if number == 3 else "train"})
+        written.append({"messages": messages, "split": "holdout" if number == 3 else "train"})
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_recipe("tiny", sets=[*SETS, f"data.sources=[{{file: {file}}}]"]).recipe
-    return SimpleNamespace(**{name: getattr(loaded, name) for name in type(loaded).__struct_fields__}, whole=loaded)
+    file.write_text("".join(json.dumps(row) + "\n" for row in written))
+    return file
+
+
+@pytest.fixture
+def artifact(seeing: Path, tmp_path: Path) -> Path:
+    """The checkpoint as a verifier artifact."""
+    folder = tmp_path / "verifier"
+    folder.mkdir()
+    record = {"source": "tiny", "digest": "tree:0", "location": {"directory": str(seeing)}}
+    (folder / "verifier.json").write_text(json.dumps(record))
+    return folder
+
+
+def loaded(rows: Path, *sets: str) -> SimpleNamespace:
+    recipe = load_recipe("tiny", sets=[*SETS, f"data.sources=[{{file: {rows}}}]", *sets]).recipe
+    return SimpleNamespace(**{name: getattr(recipe, name) for name in type(recipe).__struct_fields__}, whole=recipe)
+
+
+def context(recipe: SimpleNamespace, output: Path, **inputs: Path) -> Context:
+    output.mkdir()
+    report = SimpleNamespace(progress=lambda *_: None, metric=lambda *_: None, message=print)
+    return Context(config=recipe, inputs=inputs, output=output, report=report)
+
+
+def test_images_are_refused_for_vllm_and_for_verifiers_that_do_not_see(
+    checkpoint: Path, artifact: Path, rows: Path, tmp_path: Path
+) -> None:
+    on_vllm = context(loaded(rows, "verifier.engine={type: vllm}"), tmp_path / "vllm", verifier=artifact)
+    with pytest.raises(UsageError, match="write `verifier.engine: {type: transformers}`"):
+        prompts.STEP.run(on_vllm)
+    record = json.loads((artifact / "verifier.json").read_text())
+    (artifact / "verifier.json").write_text(json.dumps({**record, "location": {"directory": str(checkpoint)}}))
+    with pytest.raises(UsageError, match="has no settings for its image processor"):
+        prompts.STEP.run(context(loaded(rows), tmp_path / "blind", verifier=artifact))
+    with pytest.raises(UsageError, match="read for verifiers of the types qwen3_vl, .*; this one is llama"):
+        check_reads_images("llama")
 
 
 def test_a_draft_learns_from_texts_with_images_and_speaks_for_its_verifier(
-    seeing: Path, recipe: SimpleNamespace, tmp_path: Path, reader: ImageReader
+    artifact: Path, rows: Path, tmp_path: Path, reader: ImageReader
 ) -> None:
-    def run(step: Any, **inputs: Path) -> Path:
-        output = tmp_path / step.name
-        output.mkdir()
-        report = SimpleNamespace(progress=lambda *_: None, metric=lambda *_: None, message=print)
-        step.run(Context(config=recipe, inputs=inputs, output=output, report=report))
-        return output
+    recipe, verifier = loaded(rows), artifact
 
-    verifier = tmp_path / "verifier"
-    verifier.mkdir()
-    record = {"source": "tiny", "digest": "tree:0", "location": {"directory": str(seeing)}}
-    (verifier / "verifier.json").write_text(json.dumps(record))
+    def run(step: Any, **inputs: Path) -> Path:
+        step.run(context(recipe, tmp_path / step.name, **inputs))
+        return tmp_path / step.name
 
     asked = run(prompts.STEP, verifier=verifier)
     assert len(list((asked / "images").iterdir())) == 3, "each picture is kept once"
     answered = run(answers.steps(recipe.whole)[0], verifier=verifier, prompts=asked)
     words = run(tokens.steps(recipe.whole)[0], verifier=verifier, answers=answered)
-    for artifact in (asked, answered):  # each artifact has all that it needs
-        shutil.rmtree(artifact / "images" if artifact is answered else tmp_path / "0.png", ignore_errors=True)
+    shutil.rmtree(answered / "images")  # each artifact has all that it needs
 
     documents = TokenDataset.open(words)
     assert sorted(map(len, documents.images.values())) == [1] * 5
@@ -307,6 +336,9 @@ def test_a_draft_learns_from_texts_with_images_and_speaks_for_its_verifier(
         )
     shifted = [documents.rotary_positions(number)[-1] < len(documents.document(number)[0]) - 1 for number in range(6)]
     assert sum(map(bool, shifted)) >= 3, "images that are higher or wider than one token change what comes after"
+
+    with pytest.raises(UsageError, match="`algorithm.type: mtp` learns from text alone"):
+        states_wanted(context(recipe, tmp_path / "other", verifier=verifier), documents, "mtp")
 
     known = run(vocabulary.STEP, tokens=words)
     states = run(hidden_states.steps(recipe.whole)[0], verifier=verifier, tokens=words)
