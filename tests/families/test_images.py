@@ -297,13 +297,13 @@ def test_images_are_refused_for_vllm_and_for_verifiers_that_do_not_see(
     checkpoint: Path, artifact: Path, rows: Path, tmp_path: Path
 ) -> None:
     on_vllm = context(loaded(rows, "verifier.engine={type: vllm}"), tmp_path / "vllm", verifier=artifact)
-    with pytest.raises(UsageError, match="write `verifier.engine: {type: transformers}`"):
+    with pytest.raises(UsageError, match=r"write `verifier.engine: \{type: transformers\}`"):
         prompts.STEP.run(on_vllm)
     record = json.loads((artifact / "verifier.json").read_text())
     (artifact / "verifier.json").write_text(json.dumps({**record, "location": {"directory": str(checkpoint)}}))
-    with pytest.raises(UsageError, match="has no settings for its image processor"):
+    with pytest.raises(UsageError, match=r"has no settings for its image processor"):
         prompts.STEP.run(context(loaded(rows), tmp_path / "blind", verifier=artifact))
-    with pytest.raises(UsageError, match="read for verifiers of the types qwen3_vl, .*; this one is llama"):
+    with pytest.raises(UsageError, match=r"read for verifiers of the types qwen3_vl, .*; this one is llama"):
         check_reads_images("llama")
 
 
@@ -337,7 +337,7 @@ def test_a_draft_learns_from_texts_with_images_and_speaks_for_its_verifier(
     shifted = [documents.rotary_positions(number)[-1] < len(documents.document(number)[0]) - 1 for number in range(6)]
     assert sum(map(bool, shifted)) >= 3, "images that are higher or wider than one token change what comes after"
 
-    with pytest.raises(UsageError, match="`algorithm.type: mtp` learns from text alone"):
+    with pytest.raises(UsageError, match=r"`algorithm.type: mtp` learns from text alone"):
         states_wanted(context(recipe, tmp_path / "other", verifier=verifier), documents, "mtp")
 
     known = run(vocabulary.STEP, tokens=words)
