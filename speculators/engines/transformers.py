@@ -239,7 +239,10 @@ class VerifierModel:
 
         They are the verifier's own in time; an image's rows and columns are left out, as they are in vLLM.
         """
-        return self._see(input_ids.to(self.device), images)["position_ids"][0]
+        if self._images is None:
+            raise ValueError("this verifier was not opened for images")
+        grids = self._images.grids([image for each in images for image in each])
+        return self._images.positions(input_ids.cpu(), grids)[0]
 
     def _output(self, streams: dict[int, torch.Tensor], scores: torch.Tensor | None) -> VerifierOutput:
         aux = torch.cat([streams[layer] for layer in self.aux_layers], dim=-1) if self.aux_layers else None

@@ -158,7 +158,7 @@ def _with_images(
     ids, mask, names = ids[:length], mask[:length], names[:count]
     if not names:
         return ids, mask, names, list(range(length))
-    positions = reader.positions(torch.tensor([ids]), reader.inputs(files[:count])["image_grid_thw"])
+    positions = reader.positions(torch.tensor([ids]), reader.grids(files[:count]))
     return ids, mask, names, positions[0, 0].tolist()  # those of time
 
 

@@ -18,8 +18,8 @@ from speculators.verifiers.families import READS_IMAGES
 if TYPE_CHECKING:
     import torch
 
-_KEPT = 256
-"""Processed images that are remembered: conversations with the same image follow each other, and each is met twice."""
+_KEPT = 16
+"""Processed images that are remembered, tens of megabytes each: several conversations may be about one."""
 
 
 def image_names(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -61,6 +61,7 @@ class ImageReader:
         self.placeholder_ids = (self.image_id, int(self._config.video_token_id))
         """What an answer must not contain: the model would look for an image there."""
         self._processed = lru_cache(_KEPT)(self._process)
+        self._grids: dict[Path, torch.Tensor] = {}
 
     def inputs(self, images: Sequence[Path]) -> dict[str, torch.Tensor]:
         """What the model takes beside the ids: `pixel_values` float32 [patches, d], `image_grid_thw` int64 [n, 3]."""
@@ -68,6 +69,12 @@ class ImageReader:
 
         each = [self._processed(image) for image in images]
         return {name: torch.cat([one[name] for one in each]) for name in ("pixel_values", "image_grid_thw")}
+
+    def grids(self, images: Sequence[Path]) -> torch.Tensor:
+        """The images' patches in time, rows and columns, int64 [n, 3]."""
+        import torch
+
+        return torch.cat([self._grid(image) for image in images])
 
     def expand(self, ids: Sequence[int], mask: Sequence[int], images: Sequence[Path]) -> tuple[list[int], list[int]]:
         """Token ids as a template renders them, and their loss mask, with all tokens of each image, which are masked.
@@ -125,8 +132,12 @@ class ImageReader:
             return AutoModelForImageTextToText.from_config(self._config).base_model
 
     def _tokens(self, image: Path) -> int:
-        grid: torch.Tensor = self._processed(image)["image_grid_thw"]
-        return int(grid.prod()) // int(self._processor.merge_size) ** 2
+        return int(self._grid(image).prod()) // int(self._processor.merge_size) ** 2
+
+    def _grid(self, image: Path) -> torch.Tensor:
+        if image not in self._grids:
+            self._grids[image] = self._processed(image)["image_grid_thw"]
+        return self._grids[image]
 
     def _process(self, image: Path) -> dict[str, torch.Tensor]:
         from PIL import Image
