@@ -39,7 +39,8 @@ class Batch:
 
     `loss_mask[t]` says whether token t itself was written by the assistant; `aux` are the verifier's streams side by
     side, `last` the one before its final norm, `argmax` its own most likely next token after t wherever token t+1 is
-    the assistant's, and no token's id elsewhere.
+    the assistant's, and no token's id elsewhere. `positions` are the rotary positions where they are not every token's
+    place in its document, as behind images.
     """
 
     lengths: tuple[int, ...]
@@ -48,6 +49,7 @@ class Batch:
     aux: torch.Tensor  # [N, A*h]
     last: torch.Tensor  # [N, h]
     argmax: torch.Tensor  # int64 [N]
+    positions: torch.Tensor | None = None  # int64 [N], on the CPU
 
     @property
     def tokens(self) -> int:

@@ -142,7 +142,7 @@ class ChainProposal:
         out = self._newest(cache, rows, next_ids, aux, counts)
         if min(counts) < next_ids.shape[1]:
             cache.crop(rows, kept)
-        growth = growing(shape)
+        growth, at = growing(shape), None
         starts = torch.tensor(kept, device=out.device)
         own = torch.zeros(len(kept), 1, 0, dtype=torch.bool, device=out.device)  # [B, w, nodes read]
         for level in range(shape.depth):
@@ -159,7 +159,8 @@ class ChainProposal:
             place = cache.place(rows, width)
             mask = tree_mask(own, starts, place.end)
             ids = frontier.tokens if self.target_ids is None else self.target_ids[frontier.tokens]
-            out = self._pass(cache, place, ids, state, "all", (starts[:, None] + level, mask))
+            at = place.rotary[:, :1] if at is None else at + 1  # all nodes of a level are at one position
+            out = self._pass(cache, place, ids, state, "all", (at, mask))
             cache.advance(rows, width)
         cache.crop(rows, kept)
         return as_tree(*growth.harvest(), self.target_ids)
@@ -190,7 +191,7 @@ class ChainProposal:
         """
         batch, width = ids.shape
         embeddings = self._embed(ids.to(state.device))
-        positions = place.positions if tree is None else tree[0]
+        positions = place.rotary if tree is None else tree[0]
         cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
         for number, products in enumerate(self._layers):
             layer = self._blocks[number]

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from speculators.layers.attention import DocumentSpan
+
+if TYPE_CHECKING:
+    from speculators.algorithms.base import Batch
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,26 @@ class Chains:
     """Queries and keys are both context positions."""
     numbers: torch.Tensor
     """int64 [A]: which document of the batch each chain is in."""
+    turns: torch.Tensor | None = None
+    """int64 [C]: rotary positions that are not the places in the documents."""
 
     @property
     def positions(self) -> torch.Tensor:
-        """Rotary position of each context position: its place in its own document, int64 [C]."""
-        return self.context - self.starts
+        """Rotary position of each context position: its place in its own document unless told otherwise, int64 [C].
+
+        A chain's later steps go on from its root's, one by one: they are text.
+        """
+        return self.context - self.starts if self.turns is None else self.turns
+
+
+def chains_of(batch: Batch, steps: int) -> Chains:
+    """The chains of a batch, for `steps` steps each."""
+    chains = find_chains(batch.loss_mask.cpu(), batch.lengths, steps)
+    return chains if batch.positions is None else replace(chains, turns=batch.positions[chains.context])
 
 
 def find_chains(loss_mask: torch.Tensor, lengths: Sequence[int], steps: int) -> Chains:
-    """The chains of a batch from its `loss_mask` bool [N] and its documents' `lengths`, for `steps` steps each.
+    """The chains from a batch's `loss_mask` bool [N] and its documents' `lengths`, for `steps` steps each.
 
     Works on the CPU; documents without any chain are left out of everything.
     """

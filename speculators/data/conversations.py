@@ -3,6 +3,7 @@
 Recognised rows: `messages` (role, content), ShareGPT's `conversations` (from, value), `prompt` with or without
 `response`, `instruction` (with `input`) with or without `output`, and plain `text`. A row may bring its own `id`,
 `category`, `split` and `tools`. Turns keep what chat templates read beside the text: thoughts, tool calls and results.
+A user's turn may have images among its text (`data/images.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from speculators.data.images import is_image
 from speculators.errors import UsageError
+
+Keep = Callable[[Mapping[str, Any], str], str]
+"""Keeps the image that a part of a message names (`images.Album.keep`), and gives its file name."""
 
 Split = Literal["train", "holdout"]
 
@@ -44,21 +49,44 @@ _SHAPES = "`messages`, `conversations`, `prompt` (and `response`), `instruction`
 class Message:
     """One turn: of system, user, assistant or tool.
 
-    `beside` is what templates read beside the text: `reasoning_content`, `tool_calls`, `tool_call_id`, `name`.
+    `content` is its text, or parts where there are images among it: `{type: text, text}` and `{type: image, image}`,
+    the latter with the file name of an image that the artifact keeps. `beside` is what templates read beside the text:
+    `reasoning_content`, `tool_calls`, `tool_call_id`, `name`.
     """
 
     role: str
-    content: str
+    content: str | tuple[Mapping[str, str], ...]
     beside: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What the turn says, its images left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part["text"] for part in self.content if part["type"] == "text")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """File names of its images, in order."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part["image"] for part in self.content if part["type"] == "image")
 
     @property
     def whole(self) -> str:
         """All text of the turn, for looking for something in it."""
-        return f"{self.content}\n{json.dumps(self.beside, ensure_ascii=False)}" if self.beside else self.content
+        return f"{self.text}\n{json.dumps(self.beside, ensure_ascii=False)}" if self.beside else self.text
 
     def to_json(self) -> dict[str, Any]:
         """The turn as chat templates take it."""
-        return {"role": self.role, "content": self.content, **self.beside}
+        content = self.content if isinstance(self.content, str) else [dict(part) for part in self.content]
+        return {"role": self.role, "content": content, **self.beside}
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> Message:
+        """Read what `to_json` wrote."""
+        content = item["content"] if isinstance(item["content"], str) else tuple(item["content"])
+        return cls(item["role"], content, {name: item[name] for name in item if name not in ("role", "content")})
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,12 @@ class Conversation:
     @property
     def prompt(self) -> str:
         """The first thing the user says."""
-        return next((message.content for message in self.messages if message.role == "user"), "")
+        return next((message.text for message in self.messages if message.role == "user"), "")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """File names of all images, in order."""
+        return tuple(name for message in self.messages for name in message.images)
 
     def as_prompt(self) -> Conversation:
         """The same without the assistant's last turns, so that the verifier can answer."""
@@ -101,12 +134,7 @@ class Conversation:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Conversation:
         """Read what `to_json` wrote; further fields are ignored."""
-        messages = tuple(
-            Message(
-                item["role"], item["content"], {name: item[name] for name in item if name not in ("role", "content")}
-            )
-            for item in record["messages"]
-        )
+        messages = tuple(Message.from_json(item) for item in record["messages"])
         tools = tuple(record.get("tools", ()))
         return cls(record["id"], messages, record["split"], record["category"], record["source"], tools)
 
@@ -133,14 +161,17 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def conversation(row: Mapping[str, Any], *, source: str, holdout: float, where: str = "") -> Conversation | None:
+def conversation(
+    row: Mapping[str, Any], *, source: str, holdout: float, where: str = "", keep: Keep | None = None
+) -> Conversation | None:
     """A row in the normal form; None when it holds no user's turn.
 
     A row without an id gets one from its content; without a split, it goes to the holdout by a hash of its id,
-    with probability `holdout`. Raises UsageError when no known columns are there, naming the row by `where`.
+    with probability `holdout`. Images are handed to `keep`. Raises UsageError when no known columns are there, and for
+    an image that cannot be read, naming the row by `where`.
     """
-    messages = _merge_roles(_messages(row, where or source))
-    if not any(message.role == "user" and message.content.strip() for message in messages):
+    messages = _merge_roles(_messages(row, where or source, keep))
+    if not any(message.role == "user" and (message.text.strip() or message.images) for message in messages):
         return None
     tools = _tools(row, where or source)
     identity = str(row["id"]) if isinstance(row.get("id"), str | int) else identify(messages, tools)
@@ -177,13 +208,14 @@ def normalized(text: str) -> str:
 def without_repeats(conversations: Iterable[Conversation]) -> list[Conversation]:
     """Each id once, and nothing in train whose prompt is also held out (the first holdout prompt of a kind stays).
 
-    Two rows with one id but different content both stay; the later one gets an id from its content.
+    The same words about other images are another prompt. Two rows with one id but different content both stay; the
+    later one gets an id from its content.
     """
     every = list(conversations)
-    held_out = {normalized(item.prompt) for item in every if item.split == "holdout"}
+    held_out = {_asked(item) for item in every if item.split == "holdout"}
     kept: dict[str, Conversation] = {}
     for item in every:
-        if item.split == "train" and normalized(item.prompt) in held_out:
+        if item.split == "train" and _asked(item) in held_out:
             continue
         if item.id in kept and kept[item.id].messages != item.messages:
             item = replace(item, id=f"{item.id}-{identify(item.messages)}")
@@ -204,12 +236,18 @@ def read_conversations(file: Path) -> list[Conversation]:
         return [Conversation.from_json(json.loads(line)) for line in stream]
 
 
-def _messages(row: Mapping[str, Any], where: str) -> list[Message]:
+def _asked(item: Conversation) -> tuple[str, tuple[str, ...]]:
+    """What the user asks first, for comparing: words and images."""
+    first = next((message for message in item.messages if message.role == "user"), None)
+    return normalized(item.prompt), first.images if first is not None else ()
+
+
+def _messages(row: Mapping[str, Any], where: str, keep: Keep | None) -> list[Message]:
     if isinstance(row.get("messages"), list):
-        return [_turn(item, "role", "content", where) for item in row["messages"]]
+        return [_turn(item, "role", "content", where, keep) for item in row["messages"]]
     if isinstance(row.get("conversations"), list):
         keys = ("from", "value") if all("from" in item for item in row["conversations"]) else ("role", "content")
-        return [_turn(item, *keys, where) for item in row["conversations"]]
+        return [_turn(item, *keys, where, keep) for item in row["conversations"]]
     found: list[Message] = []
     if isinstance(row.get("system"), str) and row["system"].strip():
         found.append(Message("system", row["system"]))
@@ -228,7 +266,7 @@ def _answer(row: Mapping[str, Any], *names: str) -> list[Message]:
     return next(([Message("assistant", row[name])] for name in names if isinstance(row.get(name), str)), [])
 
 
-def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str) -> Message:
+def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str, keep: Keep | None) -> Message:
     try:
         role, text = str(item[role_key]), item[text_key]
     except (KeyError, TypeError) as error:
@@ -239,18 +277,40 @@ def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str) -> 
     thoughts = next((item[name] for name in _THOUGHTS if isinstance(item.get(name), str) and item[name]), None)
     if thoughts is not None:
         beside[_THOUGHTS[0]] = thoughts
-    return Message(_ROLES[role], _text(text, where), beside)
+    return Message(_ROLES[role], _content(text, _ROLES[role], where, keep), beside)
 
 
-def _text(content: object, where: str) -> str:
-    """The text of a turn, given as such or in parts; none where there are only tool calls."""
-    if isinstance(content, list):
-        other = [part for part in content if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
-        if other:
-            kind = other[0].get("type") if isinstance(other[0], dict) else other[0]
-            raise UsageError(f"`data.sources`: a turn in {where} has a part of the type {kind!r}; only text is read")
-        return "".join(part["text"] for part in content)
-    return content if isinstance(content, str) else ""
+def _content(content: object, role: str, where: str, keep: Keep | None) -> str | tuple[Mapping[str, str], ...]:
+    """A turn's text, given as such or in parts; none where there are only tool calls; parts where it has images."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    parts: list[Mapping[str, str]] = []
+    for part in content:
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif keep is not None and is_image(part):
+            if role != "user":
+                raise UsageError(f"`data.sources`: {where} has an image in a turn of {role}; users show images")
+            parts.append({"type": "image", "image": keep(part, where)})
+        else:
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise UsageError(
+                f"`data.sources`: a turn in {where} has a part of the type {kind!r}; read are text, image and image_url"
+            )
+    if any(part["type"] == "image" for part in parts):
+        return tuple(parts)
+    return "".join(part["text"] for part in parts)
+
+
+def _parts(content: str | tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:
+    return ({"type": "text", "text": content},) if isinstance(content, str) else content
+
+
+def _joined(one: Message, other: Message) -> str | tuple[Mapping[str, str], ...]:
+    """The content of two turns as that of one."""
+    if isinstance(one.content, str) and isinstance(other.content, str):
+        return f"{one.content}\n\n{other.content}"
+    return (*_parts(one.content), {"type": "text", "text": "\n\n"}, *_parts(other.content))
 
 
 def _tools(row: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
@@ -274,7 +334,7 @@ def _merge_roles(messages: Sequence[Message]) -> tuple[Message, ...]:
     for message in messages:
         plain = merged and not (merged[-1].beside or message.beside) and message.role != "tool"
         if plain and merged[-1].role == message.role:
-            merged[-1] = Message(message.role, f"{merged[-1].content}\n\n{message.content}")
+            merged[-1] = Message(message.role, _joined(merged[-1], message))
         else:
             merged.append(message)
     while merged and merged[0].role in ("assistant", "tool"):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from speculators.data.conversations import Conversation, conversation, read_rows
+from speculators.data.images import FOLDER, Album, local_images
 from speculators.errors import MachineError, UsageError
-from speculators.pipeline.digests import file_sha256
+from speculators.pipeline.digests import file_sha256, value_sha256
 from speculators.shipped import shipped_folder
 from speculators.verifiers.hub import resolve_commit
 
@@ -24,11 +25,16 @@ def digests(sources: Sequence[Any]) -> Mapping[str, str]:
     return {f"data.sources[{place}]": digest for place, source in enumerate(sources) if (digest := _digest(source))}
 
 
-def read_source(source: Any, place: int, *, seed: int, holdout: float) -> list[Conversation]:
-    """All conversations of a file or data set, or `samples` of them drawn with the seed, in the source's own order."""
+def read_source(source: Any, place: int, *, seed: int, holdout: float, output: Path) -> list[Conversation]:
+    """All conversations of a file or data set, or `samples` of them drawn with the seed, in the source's own order.
+
+    Their images go into a folder of the artifact `output`.
+    """
     rows: Any
+    album = Album(output / FOLDER, None)
     if source.file is not None:
         file = find_file(source.file)
+        album = Album(output / FOLDER, file.parent)
         label, rows = f"file:{file.name}", list(read_rows(file))
     else:
         label, rows = f"dataset:{source.dataset}", _load(source)
@@ -37,7 +43,7 @@ def read_source(source: Any, place: int, *, seed: int, holdout: float) -> list[C
         chance = random.Random(f"{seed}/{place}")  # noqa: S311  not for secrets
         chosen = sorted(chance.sample(chosen, source.samples))
     found = (
-        conversation(rows[number], source=label, holdout=holdout, where=f"{label}, row {number + 1}")
+        conversation(rows[number], source=label, holdout=holdout, where=f"{label}, row {number + 1}", keep=album.keep)
         for number in chosen
     )
     return [item for item in found if item is not None]
@@ -74,7 +80,13 @@ def _load(source: Any) -> Any:
 
 def _digest(source: Any) -> str | None:
     if source.file is not None:
-        return f"sha256:{file_sha256(find_file(source.file))}"
+        file = find_file(source.file)
+        images = {
+            image.relative_to(file.parent.resolve()).as_posix(): file_sha256(image)
+            for image in local_images(file, read_rows(file))
+        }
+        shown = f"; images sha256:{value_sha256(images)}" if images else ""
+        return f"sha256:{file_sha256(file)}{shown}"
     if source.dataset is None:
         return None
     local = Path(source.dataset).expanduser()

@@ -3,20 +3,22 @@
 `tokens.safetensors` holds input_ids int32 [T], loss_mask uint8 [T], offsets int64 [n+1], holdout uint8 [n], greedy_from
 int32 [n]; `tokens.json` says what they were made with. `loss_mask[t]` is 1 where token t itself was written by the
 assistant, its stop token included. From `greedy_from` on a document is the verifier's own greedy answer; it is the
-document's length where there is none.
+document's length where there is none. Where documents have images, `positions` int32 [T] is there too, `tokens.json`
+names the images by document number, and they lie in `images/`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from speculators.data.images import image_files
 from speculators.errors import UsageError
 
 
@@ -25,6 +27,8 @@ class Document:
     """One conversation as tokens; `loss_mask` is as long as `input_ids`.
 
     `greedy_from` is the place, from 1, of the first token of the verifier's own greedy answer, None without one.
+    `images` are the file names of its images; `positions` the rotary positions that a draft takes for its tokens, None
+    where these are their places.
     """
 
     id: str
@@ -32,6 +36,8 @@ class Document:
     loss_mask: Sequence[int]
     is_holdout: bool
     greedy_from: int | None = None
+    images: Sequence[str] = ()
+    positions: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,14 @@ class Reading:
 
     `predicts` is true after which tokens the verifier's own next token has to be computed: that costs a product with
     the whole vocabulary. Nobody asks for it where the token that follows is not the assistant's, and it is known where
-    the text goes on with what the verifier chose: from token `greedy_from` on (None: nowhere).
+    the text goes on with what the verifier chose: from token `greedy_from` on (None: nowhere). `images` are the files
+    of its images.
     """
 
     input_ids: torch.Tensor
     predicts: torch.Tensor
     greedy_from: int | None = None
+    images: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -73,7 +81,8 @@ class TokenOrigin:
 class TokenDataset:
     """A tokens artifact, opened. Tensors are memory maps of the file: slice them, do not write to them.
 
-    `input_ids` int32 [T], `loss_mask` bool [T], `offsets` int64 [n+1], `is_holdout` bool [n], `greedy_from` int32 [n].
+    `input_ids` int32 [T], `loss_mask` bool [T], `offsets` int64 [n+1], `is_holdout` bool [n], `greedy_from` int32 [n];
+    `positions` int32 [T] and `images` (by document number) where there are images.
     """
 
     input_ids: torch.Tensor
@@ -83,6 +92,8 @@ class TokenDataset:
     greedy_from: torch.Tensor
     ids: tuple[str, ...]
     origin: TokenOrigin
+    positions: torch.Tensor | None = None
+    images: Mapping[int, tuple[Path, ...]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> TokenDataset:
@@ -92,6 +103,8 @@ class TokenDataset:
             input_ids, offsets = file.get_tensor("input_ids"), file.get_tensor("offsets")
             loss_mask, holdout = file.get_tensor("loss_mask").view(torch.bool), file.get_tensor("holdout").bool()
             greedy_from = file.get_tensor("greedy_from")
+            positions = file.get_tensor("positions") if "positions" in file.keys() else None  # noqa: SIM118
+        images = {int(number): image_files(path, names) for number, names in record.get("images", {}).items()}
         ids = tuple(record["ids"])
         whole = len(ids) == len(holdout) == len(offsets) - 1 and int(offsets[-1]) == len(input_ids) == len(loss_mask)
         if not whole:
@@ -103,7 +116,7 @@ class TokenDataset:
             chat_template_sha256=record["chat_template_sha256"],
             max_length=record["max_length"],
         )
-        return cls(input_ids, loss_mask, offsets, holdout, greedy_from, ids, origin)
+        return cls(input_ids, loss_mask, offsets, holdout, greedy_from, ids, origin, positions, images)
 
     def __len__(self) -> int:
         """The number of documents."""
@@ -143,15 +156,21 @@ class TokenDataset:
         start, end = self.span(number)
         return self.input_ids[start:end].long(), self.loss_mask[start:end].clone()
 
+    def rotary_positions(self, number: int) -> torch.Tensor:
+        """The rotary positions that a draft takes for the tokens of document `number`, int64 [length]."""
+        start, end = self.span(number)
+        return torch.arange(end - start) if self.positions is None else self.positions[start:end].long()
+
     def reading(self, number: int) -> Reading:
         """Document `number` for the verifier, whose choice is wanted wherever the next token is the assistant's."""
         input_ids, loss_mask = self.document(number)
+        images = self.images.get(number, ())
         predicts = torch.cat([loss_mask[1:], loss_mask.new_zeros(1)])
         greedy_from = int(self.greedy_from[number])
         if greedy_from >= len(input_ids):
-            return Reading(input_ids, predicts)
+            return Reading(input_ids, predicts, images=images)
         predicts[greedy_from - 1 :] = False
-        return Reading(input_ids, predicts, greedy_from)
+        return Reading(input_ids, predicts, greedy_from, images)
 
     def loss_counts(self, *, holdout: bool = False) -> torch.Tensor:
         """How often each token id stands at a loss position of the train (or holdout) documents, int64 [V]."""
@@ -180,6 +199,10 @@ def save_tokens(path: Path, documents: Sequence[Document], origin: TokenOrigin) 
         "holdout": holdout,
         "greedy_from": greedy_from,
     }
+    images = {str(number): list(one.images) for number, one in enumerate(documents) if one.images}
+    if images:
+        places = [range(len(one.input_ids)) if one.positions is None else one.positions for one in documents]
+        tensors["positions"] = torch.cat([torch.tensor(list(own), dtype=torch.int32) for own in places])
     save_file(tensors, path / "tokens.safetensors")
     record = {
         "documents": len(documents),
@@ -192,5 +215,6 @@ def save_tokens(path: Path, documents: Sequence[Document], origin: TokenOrigin) 
         "chat_template_sha256": origin.chat_template_sha256,
         "max_length": origin.max_length,
         "ids": [document.id for document in documents],
+        **({"images": images} if images else {}),
     }
     (path / "tokens.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -46,13 +46,23 @@ class Drafter:
         """The verifier's id of every draft id; None when they are the same."""
         return self._proposal.target_ids
 
-    def read(self, rows: Sequence[int], ids: torch.Tensor, out: Output, lengths: Sequence[int]) -> None:
+    def read(
+        self,
+        rows: Sequence[int],
+        ids: torch.Tensor,
+        out: Output,
+        lengths: Sequence[int],
+        turns: torch.Tensor | None = None,
+    ) -> None:
         """Read all but the last of the prompts `ids` [B, m+1], of which a verifier pass read m positions or all.
 
-        Row b really has `lengths[b]` of the m positions.
+        Row b really has `lengths[b]` of the m positions. `turns` [B, m or more] are rotary positions where they are
+        not the places.
         """
         numbers = torch.tensor(rows)
         self._cache.crop(numbers, 0)
+        if turns is not None:
+            self._cache.turn(numbers, turns)
         if not any(lengths):
             return
         self._proposal.read(self._cache, numbers, ids[:, 1:], self._features_of(ids, out)[:, : ids.shape[1] - 1])

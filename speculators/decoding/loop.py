@@ -15,7 +15,7 @@ import torch
 
 from speculators.decoding.chain import DraftSide, Verdict, agreement, by_ratio
 from speculators.decoding.drafter import Drafter, Proposed
-from speculators.decoding.models import Output, Proposal, TreeVerifier, Verifier
+from speculators.decoding.models import Output, Proposal, SeeingVerifier, TreeVerifier, Verifier
 from speculators.decoding.request import Commit, Request
 from speculators.decoding.sampling import Uniforms, choose, distributions
 from speculators.decoding.tree import follow
@@ -161,9 +161,9 @@ class Decoder:
     def _read_level(self, rows: list[int], group: list[_Sequence], length: int) -> list[Commit]:
         """Prompts of one length: the whole prompt in one pass, and the first token from its last logits."""
         ids = torch.tensor([list(one.request.prompt_ids) for one in group])
-        out = self._pass(ids, rows, "last")
+        out = self._read(ids, rows, group, "last")
         if self._drafter is not None:
-            self._drafter.read(rows, ids, out, [length - 1] * len(group))
+            self._drafter.read(rows, ids, out, [length - 1] * len(group), self._turns(ids, group))
             self._drafter.keep(rows, ids, out, start=length - 1)
         verdicts = self._agree(group, _logits(out))
         return [self._commit(*each, 0, length) for each in zip(rows, group, verdicts, strict=True)]
@@ -176,12 +176,27 @@ class Decoder:
             list(one.request.prompt_ids) + [0] * (longest - length) for one, length in zip(group, lengths, strict=True)
         ]
         padded = torch.tensor(prompts)  # [B, longest + 1]
-        out = self._pass(padded[:, :-1], rows, None)
+        out = self._read(padded[:, :-1], rows, group, None)
         self._cache.crop(torch.tensor(rows), lengths)
         if self._drafter is not None:
-            self._drafter.read(rows, padded, out, lengths)
+            self._drafter.read(rows, padded, out, lengths, self._turns(padded[:, :-1], group))
         for one, length in zip(group, lengths, strict=True):
             one.newest, one.length, one.is_fresh = int(one.request.prompt_ids[-1]), length, True
+
+    def _read(
+        self, ids: torch.Tensor, rows: list[int], group: list[_Sequence], logits: Literal["all", "last"] | None
+    ) -> Output:
+        """The verifier's pass over prompts, with their images."""
+        images = [one.request.images for one in group]
+        if not any(images):
+            return self._pass(ids, rows, logits)
+        verifier = cast("SeeingVerifier", self._verifier)
+        return verifier.forward(ids, self._cache, torch.tensor(rows), logits, images=images)
+
+    def _turns(self, ids: torch.Tensor, group: list[_Sequence]) -> torch.Tensor | None:
+        """The draft's rotary positions [B, q] of prompts with images; None where they are the tokens' places."""
+        images = [one.request.images for one in group]
+        return cast("SeeingVerifier", self._verifier).positions(ids, images) if any(images) else None
 
     # Rounds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,6 +22,8 @@ class Cache(Protocol):
     def keep(self, row: int, start: int, kept: Sequence[int]) -> None: ...
 
     def move(self, source: int, destination: int) -> None: ...
+
+    def turn(self, rows: torch.Tensor, positions: torch.Tensor) -> None: ...
 
 
 class Output(Protocol):
@@ -42,6 +45,24 @@ class Verifier(Protocol):
         self, input_ids: torch.Tensor, cache: Any, rows: torch.Tensor, logits: Literal["all", "last"] | None
     ) -> Output:
         """Read `input_ids` [B, q] at the ends of slots `rows`, and advance those slots by q."""
+
+
+class SeeingVerifier(Verifier, Protocol):
+    """A verifier that reads images as well."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any,
+        rows: torch.Tensor,
+        logits: Literal["all", "last"] | None,
+        tree: Tree | None = None,
+        images: Sequence[Sequence[Path]] | None = None,
+    ) -> Output:
+        """With `images`, of each row, `input_ids` are the beginnings of texts that have all of their tokens."""
+
+    def positions(self, input_ids: torch.Tensor, images: Sequence[Sequence[Path]]) -> torch.Tensor:
+        """The rotary positions [B, q] that a draft takes for texts [B, q] with these images."""
 
 
 class TreeVerifier(Verifier, Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 GREEDY_BELOW = 1e-5
@@ -16,7 +17,8 @@ class Request:
 
     `temperature` 0 is greedy; `top_k` None and `top_p` 1 keep the whole vocabulary. `seed` None draws one from the
     operating system. Generation ends after `max_new_tokens` tokens or with the first token of `stop_ids`, which is
-    kept. Stop *texts* are the caller's business: it watches the text and releases the slot.
+    kept. Stop *texts* are the caller's business: it watches the text and releases the slot. `images` are the files of
+    the prompt's images, all of whose tokens are among `prompt_ids`.
     """
 
     prompt_ids: Sequence[int]
@@ -26,6 +28,7 @@ class Request:
     top_k: int | None = None
     seed: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    images: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -41,12 +41,15 @@ class Pass:
         self.is_fresh = tree is None and (cache is None or (place.level and place.starts[0] == 0))
         """Whether every row starts a sequence: attention is then causal among the new positions."""
         self.positions = place.positions
+        """Places [B, q] of the new positions in their texts."""
+        self.rotary = place.rotary
         """Rotary positions [B, q] of the new positions."""
         self._seen = None if cache is None or self.is_fresh else cache.mask(place, place.width)
         self._depths = None if tree is None else tree.depths
         if tree is not None:
             starts = torch.tensor(place.starts, device=place.positions.device)
             self.positions = starts[:, None] + tree.depths
+            self.rotary = place.rotary[:, :1] + tree.depths
             self._seen = tree_mask(tree.seen, starts, place.end)
         self._masks: dict[tuple[int | None, int, torch.dtype], torch.Tensor | None] = {}
 

@@ -34,7 +34,8 @@ def extract(
         for row, number in enumerate(batch):
             ids[row, : len(documents[number])] = documents[number].input_ids
             predicts[row, : len(documents[number])] = documents[number].predicts
-        out = verifier.forward(ids, None, torch.arange(len(batch)), logits=None)
+        images = [documents[number].images for number in batch]
+        out = verifier.forward(ids, None, torch.arange(len(batch)), logits=None, images=images)
         aux = out.last[..., :0] if out.aux is None else out.aux  # some drafts read the last state alone
         argmax = predictions(out.last.flatten(0, 1), predicts.flatten(), verifier.argmax, rows).view_as(ids)
         for row, number in enumerate(batch):

@@ -81,7 +81,7 @@ class LeanDecoder:
         """The streams [B, q, h] entering the layers in `wanted` and, under the number of layers, the last one."""
         x = self._decoder.embed_tokens(input_ids)
         batch, width, _ = x.shape
-        cos, sin = self._decoder.rotary_emb(x, current.positions)
+        cos, sin = self._decoder.rotary_emb(x, current.rotary)
         half = cos.shape[-1] // 2
         cos, sin = cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
         wanted = set(wanted)

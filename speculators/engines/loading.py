@@ -14,15 +14,23 @@ REPLACED_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers whose attention is ours to compute; others have states of their own, or see text in chunks."""
 
 
-def load_model(directory: Path | str, dtype: torch.dtype | None, attention: str, *, trust_remote_code: bool) -> Any:
-    """The language model in `directory`, with its images' part where its class has no other form.
+def load_model(
+    directory: Path | str,
+    dtype: torch.dtype | None,
+    attention: str,
+    *,
+    trust_remote_code: bool,
+    reads_images: bool = False,
+) -> Any:
+    """The language model in `directory`, with its images' part where that is asked for or its class has no other form.
 
     Raises MachineError when this transformers has no class for it, UsageError when the checkpoint lacks weights: they
     would be filled with random numbers.
     """
     try:
         config = AutoConfig.from_pretrained(str(directory), trust_remote_code=trust_remote_code, local_files_only=True)
-        found, loading = _class_for(config, trust_remote_code).from_pretrained(
+        kind = AutoModelForImageTextToText if reads_images else _class_for(config, trust_remote_code)
+        found, loading = kind.from_pretrained(
             str(directory),
             dtype=dtype or "auto",
             trust_remote_code=trust_remote_code,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.base import Answer, DocumentStates
+from speculators.errors import UsageError
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 
 if TYPE_CHECKING:
@@ -39,11 +40,15 @@ class Opening:
     trust_remote_code: bool = False
     arguments: tuple[str, ...] = ()
     """Further ones for vLLM's command line."""
+    reads_images: bool = False
+    """Whether prompts or documents have images; only the embedded engine reads them."""
 
 
 @contextmanager
 def generating(opening: Opening) -> Iterator[Generate]:
     """A function that answers requests, as they finish (`engines/base.py`)."""
+    if opening.reads_images:
+        check_reads_images(opening.engine)
     if isinstance(opening.engine, TransformersEngine):
         from speculators.engines.generation import generate
 
@@ -69,6 +74,8 @@ def generating(opening: Opening) -> Iterator[Generate]:
 @contextmanager
 def extracting(opening: Opening, layers: Sequence[int]) -> Iterator[Extract]:
     """A function that reads documents and gives the streams entering `layers` (`engines/base.py`)."""
+    if opening.reads_images:
+        check_reads_images(opening.engine)
     if isinstance(opening.engine, TransformersEngine):
         from speculators.engines.extraction import extract
 
@@ -112,7 +119,17 @@ def _embedded(opening: Opening, layers: Sequence[int] = (), *, split_head: bool 
         trust_remote_code=opening.trust_remote_code,
         compute_dtype=opening.compute_dtype,
         split_head=split_head,
+        reads_images=opening.reads_images,
     )
+
+
+def check_reads_images(engine: TransformersEngine | VllmEngine) -> None:
+    """Raise UsageError for an engine that does not read images."""
+    if not isinstance(engine, TransformersEngine):
+        raise UsageError(
+            "the data has images, and vLLM gives no hidden states that are known to be right for them; write "
+            "`verifier.engine: {type: transformers}`"
+        )
 
 
 def _served_dtype(opening: Opening) -> str:

@@ -7,6 +7,7 @@ it, writing text does: use vLLM for that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,8 @@ class TextCache:
     def __init__(self, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
         self.lengths = torch.zeros(slots, dtype=torch.int64)
+        self.images: list[Sequence[Path]] = [()] * slots
+        """The files of each slot's images."""
         self._ids = torch.zeros(slots, capacity, dtype=torch.int64)
 
     def append(self, rows: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +41,13 @@ class TextCache:
     def crop(self, rows: torch.Tensor, lengths: torch.Tensor | Sequence[int] | int) -> None:
         """Forget everything in slots `rows` beyond `lengths` ([B] or one number); 0 empties a slot."""
         self.lengths[rows] = torch.minimum(self.lengths[rows], torch.as_tensor(lengths, dtype=torch.int64))
+        for row in rows.tolist():
+            if not self.lengths[row]:
+                self.images[row] = ()
 
     def move(self, source: int, destination: int) -> None:
         """Put the sequence of one slot in another's place."""
         self._ids[destination] = self._ids[source]
         self.lengths[destination] = self.lengths[source]
         self.lengths[source] = 0
+        self.images[destination], self.images[source] = self.images[source], ()

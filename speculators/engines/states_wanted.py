@@ -11,11 +11,17 @@ from speculators.algorithms import load
 from speculators.data.tokens import TokenDataset
 from speculators.engines.opened import Opening
 from speculators.engines.transformers import as_dtype
-from speculators.errors import ArtifactMismatch
+from speculators.errors import ArtifactMismatch, UsageError
 from speculators.pipeline.step import Context
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.source import read_verifier
 from speculators.verifiers.tokenizer import ChatTokenizer
+
+TEXT_ONLY = {
+    "mtp": "with images, a verifier's own head turns its keys by their rows and columns too",
+    "draft_model": "a model of its own does not see the verifier's images",
+}
+"""Algorithms that do not learn from documents with images, and why."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
     """For a draft of `algorithm`, in a step with the input `verifier` that reads all of the paths below.
 
     These are the algorithm's `states_read`, `data.hidden_states`, `verifier.dtype` and `verifier.engine`. Raises
-    ArtifactMismatch when the tokens were made with another tokenizer or chat template than the verifier's.
+    ArtifactMismatch when the tokens were made with another tokenizer or chat template than the verifier's, UsageError
+    for an algorithm that does not learn from images that are there.
     """
     config = context.config
     source = read_verifier(context.inputs["verifier"])
@@ -51,6 +58,8 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
             raise ArtifactMismatch(
                 f"the tokens were made with the {what} {made_with[:12]}, the verifier has {own[:12]}"
             )
+    if tokens.images and algorithm in TEXT_ONLY:
+        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {TEXT_ONLY[algorithm]}")
     options = config.data.hidden_states
     layers: tuple[int, ...] = load(algorithm, "config").verifier_layers(config.algorithm, facts.layers)
     dtype = as_dtype(options.dtype)
@@ -74,5 +83,6 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
         scratch=context.output / "engine",
         trust_remote_code=context.trust_remote_code,
         arguments=context.engine_arguments,
+        reads_images=bool(tokens.images),
     )
     return StatesWanted(record, opening, layers, dtype)

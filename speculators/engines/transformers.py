@@ -4,6 +4,7 @@ The model's own code computes the layers; we bring the cache, the attention (reg
 that the model builds no masks of its own) and hooks that read the residual stream. Decoders of the common family run
 without that code (`lean.py`). A probe shows first that the numbers are the same; a model for which they are not (other
 kinds of attention than ours, linear layers) keeps its own attention and reads whole texts every time (`rereading.py`).
+A model opened for images computes its layers by its own code: its visual tower, and what it adds to the layers of text.
 
 Layer ids: L is the residual stream *entering* decoder layer L, transformers' `hidden_states[L]`; L = number of layers
 is the stream after the last layer and *before* the final norm.
@@ -11,7 +12,7 @@ is the stream after the last layer and *before* the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from speculators.layers.packed_linear import can_pack, pack_linears
 from speculators.layers.products import product_dtype
 from speculators.layers.slot_cache import SlotCache, whole
 from speculators.layers.trees import Tree
+from speculators.verifiers.images import ImageReader
 
 ATTENTION = "speculators_slots"
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
@@ -55,14 +57,20 @@ class VerifierModel:
     """A causal language model that reads B tokens-by-q at the ends of B slots of a `SlotCache`."""
 
     def __init__(
-        self, model: Any, aux_layers: Sequence[int] = (), compute_dtype: torch.dtype | None = None, lean: bool = True
+        self,
+        model: Any,
+        aux_layers: Sequence[int] = (),
+        compute_dtype: torch.dtype | None = None,
+        lean: bool = True,
+        images: ImageReader | None = None,
     ) -> None:
         """Wrap a transformers model loaded with `attn_implementation=ATTENTION`; use `load` for a directory.
 
         `lean`: run the layers by `LeanDecoder` when that is right for this model. The model is then taken apart. The
-        model gets its own attention back when ours is not right for it.
+        model gets its own attention back when ours is not right for it. With `images` it reads these too, not lean.
         """
         self.model = model.eval()
+        self._images = images
         self.config: Any = self.model.config.get_text_config()
         self.aux_layers = tuple(aux_layers)
         self.device: torch.device = next(model.parameters()).device
@@ -79,7 +87,7 @@ class VerifierModel:
         self._needs_autocast = self.compute_dtype != self.dtype
         self._lean: LeanDecoder | None = None
         self._rereads = not self._can_replace_attention()
-        if lean and not self._rereads:
+        if lean and images is None and not self._rereads:
             self._lean = self._leaned()
 
     @classmethod
@@ -95,6 +103,7 @@ class VerifierModel:
         compute_dtype: str | torch.dtype | None = None,
         lean: bool = True,
         split_head: bool = False,
+        reads_images: bool = False,
     ) -> VerifierModel:
         """Load a Hugging Face checkpoint directory.
 
@@ -103,18 +112,23 @@ class VerifierModel:
         keeps weights of that precision but computes everything in float32. `device` may be "auto": the first
         of cuda, mps, cpu that is there. `threads` sets torch's number of threads for the process. `packed` lays the
         weights out for oneDNN, on a CPU that has it; elsewhere it does nothing. `split_head` does so for the argmax of
-        many streams, at the price of logits.
+        many streams, at the price of logits. `reads_images` lets it read images, which costs a fifth of its speed on
+        text.
 
-        Raises MachineError for a model that this transformers does not have.
+        Raises MachineError for a model that this transformers does not have, UsageError for one whose images are not
+        supported.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         place = choose_device(device)
-        model = load_model(directory, as_dtype(dtype), ATTENTION, trust_remote_code=trust_remote_code)
+        model = load_model(
+            directory, as_dtype(dtype), ATTENTION, trust_remote_code=trust_remote_code, reads_images=reads_images
+        )
         model.requires_grad_(requires_grad=False)
         model.to(place, product_dtype(model.dtype, place))
         wanted = as_dtype(compute_dtype)
-        verifier = cls(model, aux_layers, wanted and product_dtype(wanted, place), lean)
+        images = ImageReader(Path(directory), trust_remote_code=trust_remote_code) if reads_images else None
+        verifier = cls(model, aux_layers, wanted and product_dtype(wanted, place), lean, images)
         if packed:
             verifier.pack(split_head=split_head)
         return verifier
@@ -188,33 +202,66 @@ class VerifierModel:
         rows: torch.Tensor,
         logits: Literal["all", "last"] | None = "last",
         tree: Tree | None = None,
+        images: Sequence[Sequence[Path]] | None = None,
     ) -> VerifierOutput:
         """Read `input_ids` [B, q] at the ends of slots `rows` [B] int64, and advance those slots by q.
 
         `logits`: of all q positions, of the last one, or none (the head is then not computed). A row with fewer than
         q tokens is padded on the right with any token, and the caller crops its slot afterwards. Without a cache the
         rows are whole sequences of which nothing is kept. With a `tree` the input is each row's newest token and the
-        tree's nodes; the caller keeps those of the path that stands (`SlotCache.keep`).
+        tree's nodes; the caller keeps those of the path that stands (`SlotCache.keep`). `images` are the files of each
+        row's images, whose tokens are all in this pass, at the beginning of its slot.
         """
         width = input_ids.shape[1]
+        shown = images if images is not None and any(images) else None
         if isinstance(cache, TextCache) or self._rereads:
-            return self._reread(input_ids, cache, rows, logits)
+            return self._reread(input_ids, cache, rows, logits, shown)
         place = whole(len(rows), width, self.device) if cache is None else cache.place(rows, width)
         current = Pass(cache, place, self.compute_dtype if cache is None else cache.dtype, tree)
         ids = input_ids.to(self.device)
+        seen = None if shown is None else self._see(ids, shown)
+        if seen is not None and cache is not None:
+            if not current.is_fresh:
+                raise ValueError("images are read with the beginning of their text")
+            cache.turn(rows, seen["position_ids"][0])
         with torch.autocast(self.device.type, self.compute_dtype, enabled=self._needs_autocast):
             if self._lean is not None:
                 streams = self._lean.forward(ids, current, self.aux_layers)
                 scores = None if logits is None else self._head(streams[self.layers], logits)
             else:
-                streams, scores = self._by_transformers(ids, current, logits)
+                streams, scores = self._by_transformers(ids, current, logits, seen)
         if cache is not None:
             cache.advance(rows, width)
         return self._output(streams, scores)
 
+    def positions(self, input_ids: torch.Tensor, images: Sequence[Sequence[Path]]) -> torch.Tensor:
+        """The rotary positions int64 [B, q] that a draft takes for texts `input_ids` [B, q] with these images.
+
+        They are the verifier's own in time; an image's rows and columns are left out, as they are in vLLM.
+        """
+        if self._images is None:
+            raise ValueError("this verifier was not opened for images")
+        grids = self._images.grids([image for each in images for image in each])
+        return self._images.positions(input_ids.cpu(), grids)[0]
+
     def _output(self, streams: dict[int, torch.Tensor], scores: torch.Tensor | None) -> VerifierOutput:
         aux = torch.cat([streams[layer] for layer in self.aux_layers], dim=-1) if self.aux_layers else None
-        return VerifierOutput(None if scores is None else scores.float(), aux, streams[self.layers])
+        if scores is not None:
+            scores = scores.float()
+            if self._images is not None:
+                scores[..., self._images.placeholder_ids] = -torch.inf  # an answer shows no images
+        return VerifierOutput(scores, aux, streams[self.layers])
+
+    def _see(self, ids: torch.Tensor, images: Sequence[Sequence[Path]]) -> dict[str, torch.Tensor]:
+        """The model's arguments for texts [B, q] with images, from their beginning."""
+        if self._images is None:
+            raise ValueError("this verifier was not opened for images")
+        inputs = self._images.inputs([image for each in images for image in each])
+        return {
+            "mm_token_type_ids": self._images.token_types(ids),
+            "position_ids": self._images.positions(ids.cpu(), inputs["image_grid_thw"]).to(self.device),
+            **{name: tensor.to(self.device) for name, tensor in inputs.items()},
+        }
 
     @torch.no_grad()
     def argmax(self, last: torch.Tensor) -> torch.Tensor:
@@ -236,40 +283,55 @@ class VerifierModel:
         return scores
 
     def _by_transformers(
-        self, ids: torch.Tensor, current: Pass, logits: Literal["all", "last"] | None
+        self,
+        ids: torch.Tensor,
+        current: Pass,
+        logits: Literal["all", "last"] | None,
+        seen: Mapping[str, torch.Tensor] | None,
     ) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
         """A pass by the model's own code: the streams our hooks saw, and the logits."""
         self._streams.clear()
         self._bridge.current = current
         arguments = {
             "input_ids": ids,
-            "position_ids": current.positions,
+            "position_ids": current.rotary,
             "past_key_values": self._bridge,
             "use_cache": True,
             "current_pass": current,
+            **(seen or {}),
         }
         if logits is None:
-            self._decoder(**arguments)
+            (self._decoder if seen is None else self.model.base_model)(**arguments)
             return self._streams, None
         return self._streams, self.model(**arguments, logits_to_keep=0 if logits == "all" else 1).logits
 
     def _reread(
-        self, input_ids: torch.Tensor, cache: Any, rows: torch.Tensor, logits: Literal["all", "last"] | None
+        self,
+        input_ids: torch.Tensor,
+        cache: Any,
+        rows: torch.Tensor,
+        logits: Literal["all", "last"] | None,
+        images: Sequence[Sequence[Path]] | None,
     ) -> VerifierOutput:
         """A pass by the model's own code and attention over whole texts, of which the new positions are kept."""
         texts, places = input_ids, torch.arange(input_ids.shape[1]).expand_as(input_ids)
         if cache is not None:
+            for row, own in zip(rows.tolist(), images or (), strict=False):
+                cache.images[row] = own
+            images = [cache.images[row] for row in rows.tolist()]
             texts, places = cache.append(rows, input_ids)
+        texts = texts.to(self.device)
+        seen = self._see(texts, images) if images is not None and any(images) else {}
         places = places.to(self.device)
         asked = places if logits == "all" else places[:, -1:]
         kept, which = torch.unique(asked, return_inverse=True)
         self._streams.clear()
         with torch.autocast(self.device.type, self.compute_dtype, enabled=self._needs_autocast):
             if logits is None:
-                self._decoder(input_ids=texts.to(self.device), use_cache=False)
+                (self.model.base_model if seen else self._decoder)(input_ids=texts, use_cache=False, **seen)
                 scores = None
             else:
-                every = self.model(input_ids=texts.to(self.device), use_cache=False, logits_to_keep=kept).logits
+                every = self.model(input_ids=texts, use_cache=False, logits_to_keep=kept, **seen).logits
                 scores = _at(every, which)
         return self._output({layer: _at(stream, places) for layer, stream in self._streams.items()}, scores)
 
@@ -291,6 +353,8 @@ class VerifierModel:
         self._rereads = True
         own = self._probe()
         self.model.set_attn_implementation(ATTENTION)
+        if self._images is not None:  # what looks at images sees all of them at once
+            self.model.base_model.visual.set_attn_implementation(own_attention(self.model))
         self._rereads = False
         try:
             self.forward(torch.zeros(1, 2, dtype=torch.int64), None, torch.tensor([0]))  # shows the cache's shapes

@@ -10,14 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from speculators.decoding.loop import Decoder, Drafting
-from speculators.decoding.models import Proposal, Verifier
+from speculators.decoding.models import Proposal, SeeingVerifier, Verifier
 from speculators.decoding.request import Commit, Request
 from speculators.layers.trees import AnyShape
+
+Images = Sequence[Sequence[Path]]
+"""The files of each prompt's images."""
 
 _REFILL = 4
 """Free slots are filled when a quarter of them is free: reading one prompt alone costs as much as reading several."""
@@ -76,6 +81,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     settings: Settings,
     tell: Callable[[int], None] = lambda finished: None,
+    images: Images | None = None,
 ) -> list[Answer]:
     """Answer all prompts (token ids), `concurrency` at a time; `tell` hears how many are finished."""
     longest = max(len(prompt) for prompt in prompts)
@@ -98,7 +104,9 @@ def decode(
     while waiting or not decoder.is_idle:
         if decoder.is_idle or decoder.free >= max(1, slots // _REFILL):
             now, waiting = waiting[: decoder.free], waiting[decoder.free :]
-            number_of.update({decoder.admit(_request(prompts[number], number, settings)): number for number in now})
+            for number in now:
+                shown = () if images is None else images[number]
+                number_of[decoder.admit(_request(prompts[number], number, settings, shown))] = number
         for commit in decoder.step():
             answers[number_of[commit.slot]].add(commit)
             finished += commit.finished
@@ -112,10 +120,11 @@ def measure(
     prompts: Sequence[Sequence[int]],
     settings: Settings,
     tell: Callable[[int], None] = lambda finished: None,
+    images: Images | None = None,
 ) -> tuple[dict[str, Any], list[Answer]]:
     """The figures of one suite at one temperature, and the answers they come from."""
     begun = time.perf_counter()
-    answers = decode(verifier, proposal, prompts, settings, tell)
+    answers = decode(verifier, proposal, prompts, settings, tell, images)
     seconds = time.perf_counter() - begun
     figures = {
         **round_figures(answers, settings.speculative_tokens),
@@ -169,13 +178,14 @@ def check_lossless(
     answers: Sequence[Answer],
     settings: Settings,
     tell: Callable[[int], None] = lambda finished: None,
+    images: Images | None = None,
 ) -> tuple[dict[str, Any], list[Difference]]:
     """Compare greedy answers with plain greedy decoding, token for token: `lossless`, `equal_prompts`, differences."""
     begun = time.perf_counter()
-    plain = decode(verifier, None, prompts, settings, tell)
+    plain = decode(verifier, None, prompts, settings, tell, images)
     seconds = time.perf_counter() - begun
     differences = [
-        _difference(verifier, number, prompt, answer.tokens, other.tokens)
+        _difference(verifier, number, prompt, answer.tokens, other.tokens, images)
         for number, (prompt, answer, other) in enumerate(zip(prompts, answers, plain, strict=True))
         if answer.tokens != other.tokens
     ]
@@ -188,7 +198,12 @@ def check_lossless(
 
 
 def _difference(
-    verifier: Verifier, number: int, prompt: Sequence[int], with_draft: list[int], without: list[int]
+    verifier: Verifier,
+    number: int,
+    prompt: Sequence[int],
+    with_draft: list[int],
+    without: list[int],
+    images: Images | None,
 ) -> Difference:
     shared = 0
     while shared < min(len(with_draft), len(without)) and with_draft[shared] == without[shared]:
@@ -196,7 +211,10 @@ def _difference(
     if shared == min(len(with_draft), len(without)):
         return Difference(number, shared, _at(with_draft, shared), _at(without, shared), None)
     ids = torch.tensor([[*prompt, *without[:shared]]])
-    logits = verifier.forward(ids, verifier.new_cache(1, ids.shape[1]), torch.tensor([0]), "last").logits
+    read = verifier.forward
+    if images is not None and images[number]:
+        read = partial(cast("SeeingVerifier", verifier).forward, images=[images[number]])
+    logits = read(ids, verifier.new_cache(1, ids.shape[1]), torch.tensor([0]), "last").logits
     assert logits is not None  # noqa: S101  asked for
     gap = float(logits[0, -1, without[shared]] - logits[0, -1, with_draft[shared]])
     return Difference(number, shared, with_draft[shared], without[shared], gap)
@@ -206,9 +224,14 @@ def _at(tokens: list[int], place: int) -> int | None:
     return tokens[place] if place < len(tokens) else None
 
 
-def _request(prompt: Sequence[int], number: int, settings: Settings) -> Request:
+def _request(prompt: Sequence[int], number: int, settings: Settings, images: Sequence[Path]) -> Request:
     # Seeds are far apart between measurements, so that no two prompts of a run share one.
     seed = settings.seed * 1_000_003 + number
     return Request(
-        prompt, settings.max_new_tokens, temperature=settings.temperature, seed=seed, stop_ids=settings.stop_ids
+        prompt,
+        settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=seed,
+        stop_ids=settings.stop_ids,
+        images=images,
     )

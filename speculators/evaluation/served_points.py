@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from speculators.errors import UsageError
 from speculators.evaluation.guidellm import AnswersUnheard, Load, measure
 from speculators.evaluation.points import Figures, Point, fixed_points, measure_points, number_of_points
 from speculators.evaluation.served_acceptance import served_acceptance
@@ -76,9 +77,15 @@ def slots(profile: Profile, requests: int) -> int:
 
 
 def held_out_load(prompts: Path, asked: Any, seed: int) -> Load:
-    """The held-out prompts of one turn in a prompts artifact, as the recipe's `eval.benchmark` asks for them."""
+    """The held-out prompts of one turn in a prompts artifact, as the recipe's `eval.benchmark` asks for them.
+
+    Prompts with images are left out; raises UsageError when these are all.
+    """
     rows = map(json.loads, (prompts / "prompts.jsonl").read_text(encoding="utf-8").splitlines())
-    texts = [row["messages"][-1]["content"] for row in rows if row["split"] == "holdout" and len(row["messages"]) == 1]
+    asked_once = [row["messages"][-1] for row in rows if row["split"] == "holdout" and len(row["messages"]) == 1]
+    texts = [message["content"] for message in asked_once if isinstance(message["content"], str)]
+    if asked_once and not texts:
+        raise UsageError("the benchmark asks about texts alone, and every held-out prompt has images; add some without")
     # One request of each category after the other, so that a few requests are as varied as many.
     chosen = tuple(_spread_out(texts, asked.requests_per_level))
     return Load(requests=asked.requests_per_level, max_tokens=asked.max_tokens, prompts=chosen, seed=seed)

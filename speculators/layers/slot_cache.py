@@ -34,6 +34,13 @@ class Place:
     """[B, width] int64 absolute positions, on the cache's device."""
     end: int
     """Positions that are read: at least the longest slot's, new ones included."""
+    turns: torch.Tensor | None = None
+    """[B, width] int64 rotary positions where they differ from `positions` (`SlotCache.turn`)."""
+
+    @property
+    def rotary(self) -> torch.Tensor:
+        """[B, width] int64 rotary positions."""
+        return self.positions if self.turns is None else self.turns
 
     @property
     def level(self) -> bool:
@@ -75,6 +82,7 @@ class SlotCache:
         self.layers, self.slots, self.capacity = layers, slots, capacity
         self.dtype, self.device = dtype, torch.device(device)
         self.lengths = torch.zeros(slots, dtype=torch.int64)
+        self._turns: torch.Tensor | None = None  # [slots, capacity] rotary positions, once a slot has its own
         self._for_products, self._held = for_products, GROWTH if for_products else capacity
         heads, sizes = _each(kv_heads, layers), _each(head_dim, layers)
         values = sizes if value_dim is None else _each(value_dim, layers)
@@ -104,7 +112,21 @@ class SlotCache:
             self._hold(max(end, int(self.lengths.max())))
             end = self._held
         positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(q, device=self.device)
-        return Place(rows.to(self.device), tuple(starts), q, numbers[0] if side_by_side else None, positions, end)
+        first, turns = numbers[0] if side_by_side else None, None
+        if self._turns is not None:
+            turns = self._turns[rows.to(self.device)[:, None], positions]
+        return Place(rows.to(self.device), tuple(starts), q, first, positions, end, turns)
+
+    def turn(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
+        """Give slots `rows` [B] rotary positions of their own: `positions` [B, n] at their first n places.
+
+        Later places go on from the last of these, until the slot is emptied. A text with images has such positions.
+        """
+        if self._turns is None:
+            self._turns = torch.arange(self.capacity, device=self.device).repeat(self.slots, 1)
+        first = positions.to(self.device)[:, : self.capacity]
+        beyond = torch.arange(1, self.capacity - first.shape[1] + 1, device=self.device)
+        self._turns[rows.to(self.device)] = torch.cat([first, first[:, -1:] + beyond], 1)
 
     def write(
         self, layer: int, rows: torch.Tensor | Place, k: torch.Tensor, v: torch.Tensor
@@ -125,6 +147,9 @@ class SlotCache:
         """Forget everything in slots `rows` beyond `lengths` ([B] or one number); 0 empties a slot."""
         kept = torch.as_tensor(lengths, dtype=torch.int64)
         self.lengths[rows.cpu()] = torch.minimum(self.lengths[rows.cpu()], kept)
+        if self._turns is not None:
+            emptied = rows.cpu()[self.lengths[rows.cpu()] == 0].to(self.device)
+            self._turns[emptied] = torch.arange(self.capacity, device=self.device)
 
     def keep(self, row: int, start: int, kept: Sequence[int]) -> None:
         """Of what a slot holds from `start` on keep the positions `start + kept[i]`, ascending, put side by side."""
@@ -140,6 +165,9 @@ class SlotCache:
         length = int(self.lengths[source])
         for store in (*self._keys, *self._values):
             store[destination, :, :length] = store[source, :, :length]
+        if self._turns is not None:
+            self._turns[destination] = self._turns[source]
+            self._turns[source] = torch.arange(self.capacity, device=self.device)
         self.lengths[destination] = length
         self.lengths[source] = 0
 

@@ -52,16 +52,20 @@ class _Measuring:
         import torch
 
         from speculators.checkpoints.load import load_draft, proposal_of, read_checkpoint
+        from speculators.data.images import FOLDER
         from speculators.engines.transformers import VerifierModel
         from speculators.layers.trees import StaticShape, TreeShape
         from speculators.recipe.shapes.eval import StaticTree
         from speculators.recipe.shapes.verifier import TransformersEngine
         from speculators.verifiers.facts import VerifierFacts
+        from speculators.verifiers.images import ImageReader
         from speculators.verifiers.source import verifier_directory
         from speculators.verifiers.tokenizer import ChatTokenizer
 
         self.context, engine = context, context.config.verifier.engine
         directory = verifier_directory(context.inputs["verifier"])
+        shown = (context.inputs["prompts"] / FOLDER).is_dir()
+        self.reader = ImageReader(directory, trust_remote_code=context.trust_remote_code) if shown else None
         self.tokenizer: ChatTokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
         self.longest = VerifierFacts.from_directory(directory).max_position_embeddings
         checkpoint = read_checkpoint(context.inputs["checkpoint"])
@@ -81,6 +85,7 @@ class _Measuring:
             threads=engine.threads if embedded else None,
             aux_layers=network.config.aux_layers,
             trust_remote_code=context.trust_remote_code,
+            reads_images=shown,
         )
         # The draft's products are float32 on a CPU, so that what is measured is what training foresaw.
         on_cpu = self.verifier.device.type == "cpu"
@@ -91,17 +96,12 @@ class _Measuring:
         from speculators.evaluation.acceptance import Settings, check_lossless, measure
 
         asked, report = self.context.config.eval.acceptance, self.context.report
-        rendered = [
-            (
-                prompt,
-                self.tokenizer.render(prompt.to_json()["messages"], add_generation_prompt=True, tools=prompt.tools),
-            )
-            for prompt in prompts
-        ]
+        rendered = [(prompt, self._rendered(prompt)) for prompt in prompts]
         fitting = [one for one in rendered if len(one[1]) + asked.max_new_tokens <= self.longest]
         if len(fitting) < len(rendered):
             report.message(f"{name}: left out {len(rendered) - len(fitting)} prompts too long for the verifier")
         ids = [prompt_ids for _, prompt_ids in fitting]
+        images = [self._images(prompt) for prompt, _ in fitting]
         settings = Settings(
             temperature=temperature,
             speculative_tokens=self.speculative_tokens if self.tree is None else self.tree.depth,
@@ -116,9 +116,9 @@ class _Measuring:
         def tell(finished: int) -> None:
             report.progress(finished, len(ids), "prompts")
 
-        figures, answers = measure(self.verifier, self.proposal, ids, settings, tell)
+        figures, answers = measure(self.verifier, self.proposal, ids, settings, tell, images)
         if temperature == 0:
-            lossless, differences = check_lossless(self.verifier, ids, answers, settings)
+            lossless, differences = check_lossless(self.verifier, ids, answers, settings, images=images)
             figures |= lossless | {"differences": [_told(one, fitting[one.prompt][0].id) for one in differences]}
         length = figures["acceptance_length"]
         report.message(
@@ -126,6 +126,17 @@ class _Measuring:
             + ("unknown, no round was made" if length is None else f"{length:.3f} over {figures['rounds']} rounds")
         )
         return {"figures": figures, "samples": self._samples([prompt for prompt, _ in fitting], answers)}
+
+    def _rendered(self, prompt: Conversation) -> list[int]:
+        ids = self.tokenizer.render(prompt.to_json()["messages"], add_generation_prompt=True, tools=prompt.tools)
+        if self.reader is not None and prompt.images:
+            ids, _ = self.reader.expand(ids, [0] * len(ids), self._images(prompt))
+        return ids
+
+    def _images(self, prompt: Conversation) -> tuple[Path, ...]:
+        from speculators.data.images import image_files
+
+        return image_files(self.context.inputs["prompts"], prompt.images)
 
     def _samples(self, prompts: list[Conversation], answers: list[Answer]) -> list[dict[str, Any]]:
         from speculators.evaluation.samples import sample, spread
@@ -135,7 +146,7 @@ class _Measuring:
             {
                 "id": prompts[i].id,
                 "category": prompts[i].category,
-                **sample(prompts[i].messages[-1].content, answers[i], self.tokenizer.decode),
+                **sample(prompts[i].messages[-1].text, answers[i], self.tokenizer.decode),
             }
             for i in chosen
         ]

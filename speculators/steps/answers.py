@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from speculators.data.conversations import Conversation
     from speculators.decoding.request import Request
     from speculators.recipe.shapes.recipe import Recipe
+    from speculators.verifiers.images import ImageReader
     from speculators.verifiers.tokenizer import ChatTokenizer
 
 SHARD_ANSWERS = 256
@@ -43,7 +44,8 @@ def run(context: Context) -> None:
     tokenizer = ChatTokenizer.load(directory, trust_remote_code=context.trust_remote_code)
     longest = VerifierFacts.from_directory(directory).max_position_embeddings
     conversations = read_conversations(context.inputs["prompts"] / "prompts.jsonl")
-    asked = list(_questions(conversations, tokenizer, context.config.data.regenerate))
+    reader = _image_reader(context, directory, conversations)
+    asked = list(_questions(conversations, tokenizer, context.config.data.regenerate, reader, context.output))
     questions = [question for question in asked if len(question["prompt_token_ids"]) < longest]
     if len(questions) < len(asked):
         context.report.message(f"left out {len(asked) - len(questions)} prompts of {longest} tokens or more")
@@ -54,6 +56,18 @@ def run(context: Context) -> None:
     if waiting:
         _answer(context, directory, tokenizer, shards, waiting, longest)
     (context.output / JOURNAL).unlink(missing_ok=True)
+
+
+def _image_reader(context: Context, directory: Path, conversations: Sequence[Conversation]) -> ImageReader | None:
+    """What reads the prompts' images, which are copied into this artifact; None where there are none."""
+    from speculators.data.images import carry_images
+    from speculators.verifiers.images import ImageReader
+
+    names = [name for item in conversations for name in item.as_prompt().images]
+    if not names:
+        return None
+    carry_images(context.inputs["prompts"], context.output, names)
+    return ImageReader(directory, trust_remote_code=context.trust_remote_code)
 
 
 def answer_seed(seed: int, identity: str, sample: int) -> int:
@@ -89,11 +103,22 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
     )
 
 
-def _questions(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, regenerate: Any) -> Iterator[Question]:
+def _questions(
+    conversations: Sequence[Conversation],
+    tokenizer: ChatTokenizer,
+    regenerate: Any,
+    reader: ImageReader | None,
+    output: Path,
+) -> Iterator[Question]:
     """Every prompt as often as it is answered: once if held out (greedily) or if all samples would be the same."""
+    from speculators.data.images import image_files
+
     for item in conversations:
-        prompt = item.as_prompt().to_json()
+        asked = item.as_prompt()
+        prompt = asked.to_json()
         ids = tokenizer.render(prompt["messages"], add_generation_prompt=True, tools=item.tools)
+        if reader is not None and asked.images:
+            ids, _ = reader.expand(ids, [0] * len(ids), image_files(output, asked.images))
         once = item.split == "holdout" or regenerate.temperature == 0
         for sample in range(1 if once else regenerate.samples_per_prompt):
             yield {**prompt, "prompt_token_ids": ids, "sample": sample}
@@ -108,6 +133,7 @@ def _answer(
     longest: int,
 ) -> None:
     """Answer the questions of the shards that are still waiting, and publish each shard as it is complete."""
+    from speculators.data.images import FOLDER
     from speculators.data.journal import Journal
     from speculators.engines.opened import Opening, generating
 
@@ -120,6 +146,7 @@ def _answer(
         scratch=context.output / "engine",
         trust_remote_code=context.trust_remote_code,
         arguments=context.engine_arguments,
+        reads_images=(context.output / FOLDER).is_dir(),
     )
     journal = Journal(context.output / JOURNAL)
     known = {(answer["id"], answer["sample"]): answer for answer in journal.records()}
@@ -132,8 +159,7 @@ def _answer(
         if "response_token_ids" not in question
     ]
     requests = [
-        _request(shards[number][row], regenerate, tokenizer.stop_ids, longest, context.config.seed)
-        for number, row in places
+        _request(shards[number][row], regenerate, tokenizer.stop_ids, longest, context) for number, row in places
     ]
     unfinished = Counter(number for number, _ in places)
     for number in waiting:
@@ -155,8 +181,10 @@ def _answer(
                 shards[number] = []
 
 
-def _request(question: Question, regenerate: Any, stop_ids: Sequence[int], longest: int, seed: int) -> Request:
+def _request(question: Question, regenerate: Any, stop_ids: Sequence[int], longest: int, context: Context) -> Request:
+    from speculators.data.images import image_files
     from speculators.decoding.request import Request
+    from speculators.verifiers.images import image_names
 
     return Request(
         prompt_ids=question["prompt_token_ids"],
@@ -165,8 +193,9 @@ def _request(question: Question, regenerate: Any, stop_ids: Sequence[int], longe
         temperature=0.0 if question["split"] == "holdout" else regenerate.temperature,
         top_p=regenerate.top_p,
         top_k=regenerate.top_k,
-        seed=answer_seed(seed, question["id"], question["sample"]),
+        seed=answer_seed(context.config.seed, question["id"], question["sample"]),
         stop_ids=frozenset(stop_ids),
+        images=image_files(context.output, image_names(question["messages"])),
     )
 
 

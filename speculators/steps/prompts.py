@@ -24,7 +24,10 @@ _BYTES_PER_PROMPT = 1500
 
 
 def run(context: Context) -> None:
-    """Write `prompts.jsonl`, sources in the recipe's order; nothing that is held out is also in train."""
+    """Write `prompts.jsonl`, sources in the recipe's order; nothing that is held out is also in train.
+
+    Images of the conversations are in `images/`.
+    """
     from speculators.data.conversations import without_repeats, write_conversations
     from speculators.data.sources import read_source
     from speculators.verifiers.source import verifier_directory
@@ -36,7 +39,9 @@ def run(context: Context) -> None:
     found: list[Conversation] = []
     for place, source in enumerate(data.sources):
         if source.synthesize is None:
-            found += read_source(source, place, seed=seed, holdout=data.holdout)
+            found += read_source(source, place, seed=seed, holdout=data.holdout, output=context.output)
+    if any(item.images for item in found):
+        _check_images(context, directory)
     clean = [item for item in found if not any(tokenizer.has_control_tokens(turn.whole) for turn in item.messages)]
     if len(clean) < len(found):
         context.report.message(f"left out {len(found) - len(clean)} conversations that contain control tokens")
@@ -49,6 +54,7 @@ def run(context: Context) -> None:
     held_out = sum(item.split == "holdout" for item in kept)
     context.report.message(f"{len(kept)} prompts, {held_out} of them held out")
     write_conversations(context.output / "prompts.jsonl", kept)
+    _drop_images(context.output, {name for item in kept for name in item.images})
     for scratch in context.output.glob("magpie-*"):
         scratch.unlink()
 
@@ -81,6 +87,24 @@ STEP = Step(
     external=external,
     estimate=estimate,
 )
+
+
+def _check_images(context: Context, directory: Path) -> None:
+    """Raise UsageError where the verifier, or the engine that the recipe gives it, reads no images."""
+    from speculators.engines.opened import check_reads_images
+    from speculators.verifiers.images import ImageReader
+
+    ImageReader(directory, trust_remote_code=context.trust_remote_code)
+    check_reads_images(context.config.verifier.engine)
+
+
+def _drop_images(output: Path, kept: set[str]) -> None:
+    """Remove images of conversations that were left out."""
+    from speculators.data.images import FOLDER
+
+    for file in (output / FOLDER).glob("*"):
+        if file.name not in kept:
+            file.unlink()
 
 
 def _synthesized(

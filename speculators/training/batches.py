@@ -46,6 +46,11 @@ class TrainingData:
             aux=move(torch.cat([aux for aux, _, _ in states]), self.device),
             last=move(torch.cat([last for _, last, _ in states]), self.device),
             argmax=move(torch.cat([argmax for _, _, argmax in states]).long(), self.device),
+            positions=(
+                None
+                if self.tokens.positions is None
+                else torch.cat([self.tokens.rotary_positions(number) for number in documents])
+            ),
         )
 
     def in_order(self, documents: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from speculators.verifiers.families import plain_attention, text_config
 # Rotary settings of transformers 4, and older ones still found in published configs; version 5 keeps them in one table.
 _OLD_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 _DRAFT_ROPE = ("default", "linear", "llama3", "yarn")
+_IMAGE_ROPE = ("mrope_section", "mrope_interleaved")  # rows and columns of images: a draft has positions in time alone
 
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # the second is compressed-tensors' older name
 
@@ -144,6 +145,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     found.setdefault("rope_type", old_name or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found["rope_theta"] = float(found["rope_theta"])
+    for name in _IMAGE_ROPE:
+        found.pop(name, None)
     if found["rope_type"] not in _DRAFT_ROPE:
         return {"rope_type": "default", "rope_theta": found["rope_theta"]}
     return found

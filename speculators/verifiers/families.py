@@ -31,6 +31,9 @@ SHIFTED_NORMS = (
 NORM_EPSILON = {"nemotron_h": "layer_norm_epsilon"}
 """Model types with an RMSNorm whose epsilon has another name than `rms_norm_eps`."""
 
+READS_IMAGES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Model types, of the whole model, whose images are read."""
+
 PLAIN_HEAD_DIM = 128
 
 

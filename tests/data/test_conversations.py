@@ -205,7 +205,8 @@ def test_tools_and_thoughts_are_part_of_what_a_conversation_is() -> None:
     assert len(ids) == 2
 
 
-def test_a_picture_is_refused_rather_than_dropped() -> None:
-    row = {"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]}
-    with pytest.raises(UsageError, match="has a part of the type 'image'; only text is read"):
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_what_is_neither_text_nor_an_image_is_refused_rather_than_dropped(kind: str) -> None:
+    row = {"messages": [{"role": "user", "content": [{"type": kind, "url": "x"}]}]}
+    with pytest.raises(UsageError, match=f"has a part of the type '{kind}'; read are text, image and image_url"):
         conversation(row, source="s", holdout=0.0)

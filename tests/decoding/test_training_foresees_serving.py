@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from speculators.algorithms.base import Batch
+from speculators.algorithms.chains import chains_of
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.eagle3.objective import Eagle3Objective
 from speculators.algorithms.eagle3.proposal import Eagle3Proposal
@@ -97,6 +99,47 @@ def test_the_walk_over_greedy_text_makes_the_rounds_of_decoding(
     assert served["acceptance_length"] == total.acceptance_length
     assert tuple(served["judged"]) == total.judged
     assert tuple(served["positions"]) == total.positions
+
+
+def test_behind_images_the_draft_is_served_at_the_positions_that_it_was_trained_at(network: Eagle3Network) -> None:
+    """Images make positions fall behind the tokens' places; a chain's logits are those of drafting all the same."""
+    assert network.target_ids is not None
+    steps, known = 3, network.target_ids[torch.arange(14) * 5]  # ids that the draft can say
+    aux = torch.randn(14, network.config.aux_width)
+    positions = torch.tensor([0, 1, 2, 2, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10])
+    batch = Batch(
+        lengths=(14,),
+        input_ids=known,
+        loss_mask=torch.arange(14) >= 8,
+        aux=aux,
+        last=torch.randn(14, network.config.hidden_size),
+        argmax=known.roll(-1),
+        positions=positions,
+    )
+    head = torch.randn(network.config.vocab_size, network.config.hidden_size)
+    objective = Eagle3Objective(network, _options(steps), VerifierHead(head, torch.ones(head.shape[1]), 1e-6))
+    root, logits, found = 9, {}, []
+    for own in (batch, replace(batch, positions=None)):
+        chains = chains_of(own, steps)
+        chain = chains.roots.tolist().index(root)
+        with torch.no_grad():
+            outs = objective._unroll(own, chains, None)
+            logits[own.positions is None] = torch.stack([network.lm_head(network.norm(out[chain])) for out in outs])
+
+    proposal = Eagle3Proposal(network)
+    cache, rows = proposal.new_cache(2, 24), torch.tensor([1])
+    cache.turn(rows, positions[None, :9])
+    proposal.read(cache, rows, known[None, 1:root], aux[None, : root - 1])
+
+    def choose(scores: torch.Tensor) -> torch.Tensor:
+        found.append(scores[0])
+        return (network.target_ids == known[root + 1 + len(found)]).nonzero()[0]  # what the text really says
+
+    proposal.propose(
+        cache, rows, known[None, root : root + 2], aux[None, root - 1 : root + 1], [root - 1], [2], steps, choose
+    )
+    torch.testing.assert_close(torch.stack(found), logits[False], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits[False], logits[True], atol=1e-3), "other positions would not be noticed"
 
 
 def _answer(commits: list[Commit]) -> Answer:

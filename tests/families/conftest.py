@@ -354,13 +354,17 @@ FAMILIES: dict[str, Family] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests with a `family` run for each of `FAMILIES`, but those that the module's `READ_ONLY` leaves out."""
+    """Tests with a `family` run for each of `FAMILIES`, but those that the module's `READ_ONLY` leaves out.
+
+    A module's `ONLY` names those that its tests are about.
+    """
     if "family" in metafunc.fixturenames:
         left_out = getattr(metafunc.module, "READ_ONLY", ())
+        only = getattr(metafunc.module, "ONLY", FAMILIES)
         each = [
             pytest.param(name, marks=pytest.mark.xdist_group(f"family-{name}"))  # one worker makes its checkpoint
             for name in FAMILIES
-            if name not in left_out
+            if name in only and name not in left_out
         ]
         metafunc.parametrize("family", each, indirect=True, scope="session")
 

@@ -125,3 +125,19 @@ def test_a_moved_slot_is_the_same_sequence() -> None:
     assert cache.lengths.tolist() == [4, 0, 0, 0]
     keys, _ = cache.write(0, torch.tensor([0]), numbered(1, 1, 4), numbered(1, 1, 4))
     assert torch.equal(keys, numbered(1, 5, 0))
+
+
+def test_rotary_positions_of_a_slot_go_on_from_the_last_that_was_given_until_it_is_emptied() -> None:
+    cache = new_cache()
+    assert cache.place(torch.tensor([0, 1]), 3).rotary.tolist() == [[0, 1, 2]] * 2
+    cache.turn(torch.tensor([1]), torch.tensor([[0, 1, 1, 1, 3]]))
+    cache.advance(torch.tensor([0, 1]), 4)
+    place = cache.place(torch.tensor([0, 1]), 3)
+    assert place.positions.tolist() == [[4, 5, 6]] * 2
+    assert place.rotary.tolist() == [[4, 5, 6], [3, 4, 5]]
+    cache.move(1, 2)
+    assert cache.place(torch.tensor([2]), 2).rotary.tolist() == [[3, 4]]
+    cache.crop(torch.tensor([2]), 2)
+    assert cache.place(torch.tensor([2]), 2).rotary.tolist() == [[1, 1]]
+    cache.crop(torch.tensor([2]), 0)
+    assert cache.place(torch.tensor([2]), 2).rotary.tolist() == [[0, 1]]

@@ -92,7 +92,7 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
 ):
     real, temperatures = measuring.measure, []
 
-    def dies_at_one(verifier, proposal, prompts, settings, tell):
+    def dies_at_one(verifier, proposal, prompts, settings, tell, images=None):
         temperatures.append(settings.temperature)
         if settings.temperature == 1.0 and len(temperatures) == 2:
             raise KeyboardInterrupt

@@ -14,7 +14,7 @@ import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
 from speculators.algorithms.blocks import random_anchors, reached
-from speculators.algorithms.chains import Chains, find_chains
+from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.judging import Counted, Criterion, Judge, nothing_to_judge
@@ -79,7 +79,7 @@ class BlockObjective:
         With `noise`, blocks are at random anchors; without it, wherever drafting could start. `measured` has `loss`
         (weighted), `loss_<j>` and `accuracy_<j>` for the tokens of a block from 1, and each term of a mix.
         """
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps)
+        chains = chains_of(batch, self.steps)
         if noise is not None:
             chains = random_anchors(chains, self._anchors, noise)
         counted = self.judge.count(batch, chains, total)

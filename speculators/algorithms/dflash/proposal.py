@@ -122,7 +122,7 @@ class DFlashProposal:
         heads = keys_values.view(*keys_values.shape[:2], 2 * self._groups, self.config.head_dim)
         keys, values = heads[:, :, : self._groups], heads[:, :, self._groups :]
         norm = self._network.layer(number).self_attn.k_norm
-        tables = self._network.tables(place.positions, cache.capacity)
+        tables = self._network.tables(place.rotary, cache.capacity)
         keys = rotate(keys if norm is None else norm(keys), tables)
         return cache.write(number, place, keys.transpose(1, 2), values.transpose(1, 2))
 
@@ -133,7 +133,7 @@ class DFlashProposal:
         ends = torch.tensor(place.starts, device=state.device) + width
         seen = (torch.arange(place.end, device=state.device) < ends[:, None])[:, None, None]
         whole = None if bool(seen.all()) else seen
-        tables = network.tables(place.positions, cache.capacity)
+        tables = network.tables(place.rotary, cache.capacity)
         keys_at = torch.arange(place.end, device=state.device)
         for number, products in enumerate(self._layers):
             layer, window, mask = network.layer(number), network.window(number), whole

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
-from speculators.algorithms.chains import Chains, find_chains
+from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.eagle.network import EagleNetwork
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, Verdict, nothing_to_judge
@@ -86,7 +86,7 @@ class EagleObjective:
         from 1, and each term of a mix.
         """
         steps = self._steps if noise is None else self._options.trained_steps
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, steps)
+        chains = chains_of(batch, steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)

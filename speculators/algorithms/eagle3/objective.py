@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
-from speculators.algorithms.chains import Chains, find_chains
+from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
@@ -74,7 +74,7 @@ class Eagle3Objective:
         `measured` has `loss` (weighted), `loss_<j>`, `accuracy_<j>` for j from 1, and each term of a mix.
         """
         network = self._network
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self._steps)
+        chains = chains_of(batch, self._steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)

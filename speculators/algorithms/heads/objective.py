@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
-from speculators.algorithms.chains import Chains, find_chains
+from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.heads.network import HeadsNetwork
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
 from speculators.layers.products import rounded_weight, weights_rounded_once
@@ -68,7 +68,7 @@ class HeadsObjective:
 
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; nothing here is random."""
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self._steps)
+        chains = chains_of(batch, self._steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)

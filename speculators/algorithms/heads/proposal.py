@@ -23,6 +23,9 @@ class NoCache:
     def crop(self, rows: torch.Tensor, lengths: Any) -> None:
         """Nothing is held, so nothing is forgotten."""
 
+    def turn(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
+        """Heads have no positions."""
+
     def move(self, source: int, destination: int) -> None:
         """Nothing is held, so nothing moves."""
 

@@ -144,7 +144,7 @@ def sizes(facts: VerifierFacts) -> dict[str, Any]:
         "key_value_heads": facts.key_value_heads,
         "head_dim": facts.head_dim,
         "vocab_size": facts.vocab_size,
-        "rope": {key: value for key, value in facts.rope.items() if not key.startswith("mrope")},
+        "rope": dict(facts.rope),
         "rms_norm_eps": facts.rms_norm_eps,
         "max_position_embeddings": facts.max_position_embeddings,
     }

@@ -88,7 +88,7 @@ class MtpProposal:
         """The layer's output [B, q, h] over new positions, which are written; `ids` [B, q] are the tokens after."""
         network, layer, width = self._network, self._network.layer, ids.shape[1]
         place: Place = cache.place(rows, width)
-        tables = network.tables(place.positions, cache.capacity)
+        tables = network.tables(place.rotary, cache.capacity)
         x, residual = layer.enter(network.embed(ids.to(state.device), place.positions), state)
         queries, gates = layer.queries(x, tables)
         keys, values = (one.transpose(1, 2) for one in layer.keys_values(x, tables))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
-from speculators.algorithms.chains import Chains, find_chains, spans_of
+from speculators.algorithms.chains import Chains, chains_of, spans_of
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
 from speculators.algorithms.peagle.network import PEagleNetwork
@@ -76,7 +76,7 @@ class PEagleObjective:
         is depth j - 1, and each term of a mix.
         """
         network = self._network
-        chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps)
+        chains = chains_of(batch, self.steps)
         if noise is not None:
             chains = sampled_depths(chains, self._options.sampling, noise)
         counted = self.judge.count(batch, chains, total)
