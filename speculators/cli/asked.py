@@ -216,5 +216,6 @@ def _check_processes(asked: Asked, recipe: Recipe) -> None:
         raise UsageError(
             f"{said} needs stored hidden states; write `data.hidden_states.mode: offline`, or train in one process"
         )
-    if asked.sharding == "full" and recipe.train.optimizer.__struct_config__.tag == "adamw8bit":
-        raise UsageError("--sharding full cannot divide the moments of adamw8bit; write `train.optimizer.type: adamw`")
+    for path, optimizer in recipe.train.optimizers.items():
+        if asked.sharding == "full" and optimizer.__struct_config__.tag == "adamw8bit":
+            raise UsageError(f"--sharding full cannot divide the moments of adamw8bit; write `{path}.type: adamw`")

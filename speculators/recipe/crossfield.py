@@ -12,6 +12,7 @@ from speculators.recipe.finding import Finding
 from speculators.recipe.gates import parse_gate
 from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
+from speculators.recipe.phases import phase_findings
 from speculators.recipe.shapes.data import Source
 from speculators.recipe.shapes.eval import Acceptance, StaticTree, Variant
 from speculators.recipe.shapes.recipe import Recipe
@@ -185,6 +186,7 @@ def _algorithm(recipe: Recipe) -> Iterator[Finding]:
         hint = f"write {sorted(layers)}"
         yield Finding(("algorithm", "aux_layers"), "`algorithm.aux_layers` must ascend", hint)
     yield from recipe.algorithm.findings()
+    yield from phase_findings(recipe.algorithm, recipe.train)
 
 
 def _convert(recipe: Recipe) -> Iterator[Finding]:

@@ -15,13 +15,16 @@ from speculators.errors import MachineError, UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.pipeline.machine import multiplies_bfloat16, visible_gpus
 from speculators.pipeline.step import Context, Estimate, Scope, Step, View
+from speculators.recipe.phases import phases
 from speculators.steps.hidden_states import reading_seconds, row_bytes
 from speculators.steps.speed import training_seconds, verifier_memory
 
 if TYPE_CHECKING:
+    from speculators.recipe.phases import Phase
     from speculators.recipe.shapes.recipe import Recipe
     from speculators.training.batches import Course
     from speculators.training.inputs import DescribedStates
+    from speculators.training.loop import TrainingInputs
     from speculators.training.trackers import Tracker
 
 _PROCESS_BYTES = 300 << 20  # Python, torch and what they load, before the first tensor
@@ -62,25 +65,28 @@ def run_online(context: Context) -> None:
 
 def _train(context: Context, states: DescribedStates, begin: Callable[[Course, int], None] | None = None) -> None:
     from speculators.training.inputs import Artifacts, open_inputs
-    from speculators.training.loop import train
+    from speculators.training.phases import train_in_phases
 
     artifacts = Artifacts(
         verifier=context.inputs["verifier"], tokens=context.inputs["tokens"], vocabulary=context.inputs["vocabulary"]
     )
     with _tracked(context) as tracker:
-        train(
-            open_inputs(
+
+        def opened(phase: Phase, output: Path, earlier: Path | None) -> TrainingInputs:
+            return open_inputs(
                 artifacts,
                 states,
-                context.config.algorithm,
-                context.config.train,
+                phase.algorithm,
+                phase.options,
                 seed=context.config.seed,
-                output=context.output,
+                output=output,
+                earlier=earlier,
                 report=context.report,
                 begin=begin,
                 tracker=tracker,
             )
-        )
+
+        train_in_phases(opened, context.config.algorithm, context.config.train, context.output)
 
 
 def _train_together(context: Context) -> None:
@@ -138,11 +144,12 @@ def needs(config: View) -> None:
     from speculators.training.tracking import check_installed, named
 
     check_installed(named(config.train.tracking))
-    if isinstance(config.train.optimizer, AdamW8bit) and find_spec("torchao") is None:
-        raise MachineError(
-            "`train.optimizer.type` is adamw8bit, which needs torchao, not installed here: "
-            'pip install "speculators[torchao]", or take full moments with --set train.optimizer.type=adamw'
-        )
+    for path, optimizer in config.train.optimizers.items():
+        if isinstance(optimizer, AdamW8bit) and find_spec("torchao") is None:
+            raise MachineError(
+                f"`{path}.type` is adamw8bit, which needs torchao, not installed here: "
+                f'pip install "speculators[torchao]", or take full moments with --set {path}.type=adamw'
+            )
 
 
 def estimate(scope: Scope) -> Estimate:
@@ -153,11 +160,13 @@ def estimate(scope: Scope) -> Estimate:
     if "hidden_size" in facts and "vocab_size" in facts:
         hidden, vocabulary = facts["hidden_size"], facts["vocab_size"]
         trained = load(algorithm.name, "config").trained_parameters(algorithm, facts)
-        disk = int(4 * (vocabulary * hidden + _SAVED_COPIES * trained))
+        bests = vocabulary * hidden + trained
+        saves = (_SAVED_COPIES - 1) * trained
+        disk = int(4 * (len(phases(algorithm, options)) * bests + saves))
         if tokens:
-            seconds = training_seconds(scope, options.epochs * tokens, trained, algorithm.training_passes)
+            seconds = training_seconds(scope, options.all_epochs * tokens, trained, algorithm.training_passes)
     if tokens and speed:
-        seconds = options.epochs * tokens / speed
+        seconds = options.all_epochs * tokens / speed
     return Estimate(disk=disk, memory=_memory(scope), seconds=seconds)
 
 
@@ -170,9 +179,11 @@ def _memory(scope: Scope) -> int | None:
         return None
     has_gpu = visible_gpus() > 0 or "gpu_speed" in facts
     narrow = options.precision == "bfloat16" and (has_gpu or multiplies_bfloat16())
-    found = estimated(algorithm, options, facts, product=2 if narrow else 4)
-    if found is not None:
-        return found if has_gpu else found + _PROCESS_BYTES
+    product = 2 if narrow else 4
+    found = [estimated(one.algorithm, one.options, facts, product=product) for one in phases(algorithm, options)]
+    counted = [one for one in found if one is not None]
+    if counted:
+        return max(counted) if has_gpu else max(counted) + _PROCESS_BYTES
     hidden, vocabulary = facts["hidden_size"], facts["vocab_size"]
     trained = load(algorithm.name, "config").trained_parameters(algorithm, facts)
     tensors = 4 * (3 * vocabulary * hidden + _OPTIMIZER_COPIES * trained)
@@ -189,7 +200,7 @@ def estimate_online(scope: Scope) -> Estimate:
     held_out = judged * facts.get("tokens", 0) / facts.get("documents", 1)
     seconds = None
     if training.seconds is not None and reading is not None:
-        seconds = training.seconds + scope.config.train.epochs * reading
+        seconds = training.seconds + scope.config.train.all_epochs * reading
     return Estimate(
         disk=training.disk + int(row * held_out),
         memory=training.memory + (verifier_memory(scope) or 0) + int(row * options.buffer_tokens),

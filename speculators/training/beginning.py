@@ -1,14 +1,17 @@
-"""A training that begins with the draft of an earlier checkpoint instead of a fresh one."""
+"""A training that begins with the draft of an earlier checkpoint, or of its own first phase, instead of a fresh one."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from speculators.algorithms.base import DraftNetwork
 from speculators.checkpoints.load import read_checkpoint
 from speculators.errors import ArtifactMismatch
+from speculators.training.loop import Before
 
 _MAPS = ("d2t", "t2d")
 
@@ -42,3 +45,22 @@ def begin_with(network: DraftNetwork, directory: Path) -> None:
         raise ArtifactMismatch("\n".join([f"training cannot begin with {directory}:", *problems]), step="train")
     for name, tensor in own.items():
         tensor.copy_(found[name])
+
+
+@torch.no_grad()
+def take_draft(network: DraftNetwork, earlier: Path) -> None:
+    """Put the draft of a finished phase in place of the network's own."""
+    network.load_state_dict(load_file(earlier / "model.safetensors"))
+
+
+def read_before(earlier: Path) -> Before:
+    """What a finished phase did, from its result and its metrics."""
+    result = json.loads((earlier / "result.json").read_text(encoding="utf-8"))
+    seconds = result["seconds"]
+    return Before(
+        steps=result["steps"],
+        tokens=result["tokens"],
+        seconds=seconds,
+        waited=(result["data_wait"] or 0.0) * seconds,
+        metrics=(earlier / "metrics.jsonl").read_bytes(),
+    )

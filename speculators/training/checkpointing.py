@@ -85,11 +85,11 @@ def save(
     return place
 
 
-def restore(folder: Path, network: nn.Module, optimizer: Optimizer) -> Progress:
-    """Take back the newest save in `folder`, or the beginning when there is none."""
+def restore(folder: Path, network: nn.Module, optimizer: Optimizer) -> Progress | None:
+    """Take back the newest save in `folder`; None when there is none."""
     found = saves(folder)
     if not found:
-        return Progress()
+        return None
     if (found[-1] / _PARTS).is_dir():
         read_parts(found[-1] / _PARTS, network, optimizer)
     else:

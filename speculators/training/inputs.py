@@ -20,9 +20,9 @@ from speculators.pipeline.step import Reporter
 from speculators.recipe.shapes.recipe import Algorithm
 from speculators.recipe.shapes.train import Train
 from speculators.training.batches import Course, States, TrainingData
-from speculators.training.beginning import begin_with
+from speculators.training.beginning import begin_with, read_before, take_draft
 from speculators.training.execution import apply_execution
-from speculators.training.loop import Silent, TrainingInputs
+from speculators.training.loop import Before, Silent, TrainingInputs
 from speculators.training.ranks import ALONE, Ranks
 from speculators.training.sharding import ShardedObjective
 from speculators.training.trackers import Tracker
@@ -56,6 +56,7 @@ def open_inputs(
     *,
     seed: int,
     output: Path,
+    earlier: Path | None = None,
     report: Reporter | None = None,
     begin: Callable[[Course, int], None] | None = None,
     tracker: Tracker | None = None,
@@ -64,7 +65,8 @@ def open_inputs(
 ) -> TrainingInputs:
     """Open the artifacts and build the draft, freshly initialised from `seed` or as in a checkpoint.
 
-    `device` None is a GPU where there is one; `begin`, `tracker` and `ranks` are `TrainingInputs`' own. Raises
+    `earlier` is the folder of this training's finished first phase, whose draft the second begins with. `device` None
+    is a GPU where there is one; `begin`, `tracker` and `ranks` are `TrainingInputs`' own. Raises
     ArtifactMismatch when the states were not made by this verifier, with this tokenizer and chat template, at the
     layers that the algorithm wants, or for these tokens.
     """
@@ -96,6 +98,8 @@ def open_inputs(
     )
     if options.initialize_from is not None:
         begin_with(objective.network, Path(options.initialize_from))
+    if earlier is not None:
+        take_draft(objective.network, earlier)
     apply_execution(objective, options.execution, report)
     if ranks.is_sharded:
         objective = ShardedObjective(objective, ranks)
@@ -110,6 +114,7 @@ def open_inputs(
         begin=begin,
         ranks=ranks,
         tracker=tracker,
+        before=Before() if earlier is None else read_before(earlier),
     )
 
 

@@ -53,6 +53,18 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What an earlier phase of the same training did; this one's figures go on from there."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    metrics: bytes = b""
+    """The lines of its metrics."""
+
+
+@dataclass(frozen=True)
 class TrainingInputs:
     """All that a training depends on. `output` is the directory of the artifact, and of saves while it runs."""
 
@@ -70,15 +82,22 @@ class TrainingInputs:
     """The processes that train this draft together, all with the same inputs; only the first one writes."""
     tracker: Tracker | None = None
     """Told every figure that is logged; after an interruption, those since the last save a second time."""
+    before: Before = Before()
+    """Steps count from its last one, in figures and in the result; times and tokens are of both."""
+    later_epochs: int = 0
+    """Epochs of the phase that follows this one, for how much there is to do."""
 
 
-def train(inputs: TrainingInputs) -> dict[str, Any]:
+def train(inputs: TrainingInputs, stop: StopSignals | None = None) -> dict[str, Any]:
     """Train until the course is through; what an earlier attempt saved in `output` is taken up again.
 
     Writes `model.safetensors` (the draft with the best walk estimate on held-out documents; the last one when none are
     held out), `draft.json`, `metrics.jsonl` and `result.json`, whose content is returned. On SIGTERM or SIGINT the
-    state is saved and KeyboardInterrupt raised, in every process when one of them is asked.
+    state is saved and KeyboardInterrupt raised, in every process when one of them is asked. Who listens for signals
+    already gives `stop`.
     """
+    if stop is not None:
+        return _Training(inputs, stop).run()
     with StopSignals() as stop:
         return _Training(inputs, stop).run()
 
@@ -91,21 +110,35 @@ class _Training:
         self.optimizer = Optimizer(self.network, options.optimizer)
         self.course = Course.plan(tokens, epochs=options.epochs, budget=options.tokens_per_step, seed=inputs.seed)
         self.holdout = judged_documents(tokens, options.validation)
-        self.total_tokens = options.epochs * int(tokens.lengths[tokens.train_documents].sum())
+        self.before = inputs.before
+        epoch_tokens = int(tokens.lengths[tokens.train_documents].sum())
+        self.total_tokens = self.before.tokens + (options.epochs + inputs.later_epochs) * epoch_tokens
         self.saves = inputs.output / "checkpoints"
         self.metrics = inputs.output / "metrics.jsonl"
-        self.progress = checkpointing.restore(self.saves, self.network, self.optimizer)
+        self.progress = checkpointing.restore(self.saves, self.network, self.optimizer) or self._beginning()
         if self.ranks.is_first:
-            self.metrics.touch()
+            if not self.progress.step:
+                self.metrics.write_bytes(self.before.metrics)
             os.truncate(self.metrics, self.progress.metrics_bytes)
         else:
             self.progress.window = {}  # the first has it for all
         self.ranks.any(False)  # nobody saves or removes anything before all have read
 
+    def _beginning(self) -> checkpointing.Progress:
+        before = self.before
+        return checkpointing.Progress(
+            tokens=before.tokens, seconds=before.seconds, waited=before.waited, metrics_bytes=len(before.metrics)
+        )
+
+    @property
+    def _at(self) -> int:
+        """Steps done in all phases."""
+        return self.before.steps + self.progress.step
+
     def run(self) -> dict[str, Any]:
         steps, progress = len(self.course.batches), self.progress
         if progress.step:
-            self.inputs.report.message(f"going on after step {progress.step} of {steps}")
+            self.inputs.report.message(f"going on after step {self._at} of {self.before.steps + steps}")
         if self.inputs.begin is not None:
             self.inputs.begin(self.course, progress.step)
         with closing(Ahead(self._read, range(progress.step, steps))) as ahead:
@@ -184,13 +217,13 @@ class _Training:
     def _write(self, values: Mapping[str, float]) -> None:
         if not self.ranks.is_first:
             return
-        line = json.dumps({"at": self.progress.step, **values}) + "\n"
+        line = json.dumps({"at": self._at, **values}) + "\n"
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(line)
         self.progress.metrics_bytes += len(line.encode())
-        self.inputs.report.metric(self.progress.step, values)
+        self.inputs.report.metric(self._at, values)
         if self.inputs.tracker is not None:
-            self.inputs.tracker.log(self.progress.step, values)
+            self.inputs.tracker.log(self._at, values)
 
     def _validation_is_due(self) -> bool:
         """Whether this step ends an epoch (or `every` steps, or everything) and has not been judged."""
@@ -212,7 +245,7 @@ class _Training:
         ).figures()
         progress = self.progress
         progress.validated = progress.step
-        progress.last = {"at": progress.step, **found}
+        progress.last = {"at": self._at, **found}
         self._write({f"holdout_{name}": value for name, value in found.items()})
         if not progress.best or _merit(progress.last) > _merit(progress.best):
             progress.best = progress.last
@@ -243,7 +276,7 @@ class _Training:
         result = {
             "best": _described(progress.best),
             "final": _described(progress.last),
-            "steps": progress.step,
+            "steps": self._at,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 3),
             "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,

@@ -80,7 +80,11 @@ class OnlineStates:
         self._thread: threading.Thread | None = None
 
     def begin(self, course: Course, start: int) -> None:
-        """Make the states of the course's batches from number `start` on; called once, before the first is asked."""
+        """Make the states of the course's batches from number `start` on; called before the first is asked.
+
+        Once for each course; one before it is through.
+        """
+        self.close()
         first = sum(len(batch) for batch in course.batches[:start])
         self._order = (number for batch in course.batches[start:] for number in batch)
         self._buffer = Buffer(self._buffer_tokens, first)

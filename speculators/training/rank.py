@@ -19,10 +19,12 @@ import torch
 from speculators.data.hidden_states import HiddenStates
 from speculators.errors import INTERRUPTED, SpeculatorsError
 from speculators.pipeline.events import EventLog, StepReporter
+from speculators.recipe.phases import Phase
 from speculators.recipe.shapes.recipe import Algorithm
 from speculators.recipe.shapes.train import Train
 from speculators.training.inputs import Artifacts, open_inputs
-from speculators.training.loop import train
+from speculators.training.loop import TrainingInputs
+from speculators.training.phases import train_in_phases
 from speculators.training.ranks import RanksLost, joined
 
 ASSIGNMENT, EVENTS, MEETING = "assignment.json", "events.jsonl", "meeting"
@@ -55,19 +57,26 @@ def main(folder: Path, number: int, count: int) -> int:
     try:
         meeting = assignment.meeting or f"file://{folder / MEETING}"
         with joined(number, count, meeting, is_sharded=assignment.is_sharded) as ranks:
-            train(
-                open_inputs(
-                    Artifacts(Path(assignment.verifier), Path(assignment.tokens), Path(assignment.vocabulary)),
-                    HiddenStates.open(Path(assignment.states)),
-                    assignment.algorithm,
-                    assignment.options,
+            artifacts = Artifacts(Path(assignment.verifier), Path(assignment.tokens), Path(assignment.vocabulary))
+            states = HiddenStates.open(Path(assignment.states))
+            report = StepReporter(EventLog(folder / EVENTS, ""), "train") if ranks.is_first else None
+            device = _own_gpu(number - assignment.first) if torch.cuda.is_available() else None
+
+            def opened(phase: Phase, output: Path, earlier: Path | None) -> TrainingInputs:
+                return open_inputs(
+                    artifacts,
+                    states,
+                    phase.algorithm,
+                    phase.options,
                     seed=assignment.seed,
-                    output=Path(assignment.output),
-                    report=StepReporter(EventLog(folder / EVENTS, ""), "train") if ranks.is_first else None,
-                    device=_own_gpu(number - assignment.first) if torch.cuda.is_available() else None,
+                    output=output,
+                    earlier=earlier,
+                    report=report,
+                    device=device,
                     ranks=ranks,
                 )
-            )
+
+            train_in_phases(opened, assignment.algorithm, assignment.options, Path(assignment.output), ranks)
     except KeyboardInterrupt:
         return INTERRUPTED
     except RanksLost as error:

@@ -515,6 +515,24 @@ bad.yaml:6:25: error: `algorithm.loss` compares no distributions, so nothing wou
 """,
         id="features without tokens",
     ),
+    pytest.param(
+        "algorithm: {type: eagle3}\ntrain:\n  second_phase: {loss: {soft_ce: 1.0}}\n",
+        """\
+bad.yaml:8:25: error: `train.second_phase.loss.soft_ce` changes a loss that eagle3 does not have
+     8 |   second_phase: {loss: {soft_ce: 1.0}}
+       |                         ^ it has: kl, rkl, jsd, ce, tv, nla, lk, top_k, ce_target
+""",
+        id="a second phase with a loss of another algorithm",
+    ),
+    pytest.param(
+        "algorithm: {type: eagle3}\ntrain:\n  second_phase: {loss: {kl: 0}}\n",
+        """\
+bad.yaml:8:18: error: in the second phase, every weight of `algorithm.loss` is 0, so nothing would be learnt
+     8 |   second_phase: {loss: {kl: 0}}
+       |                  ^ such as loss: {kl: 1.0}
+""",
+        id="a second phase that learns nothing",
+    ),
 ]
 
 

@@ -174,7 +174,7 @@ train:
         """\
 bad.yaml:8:3: error: unknown key `learning_rate` in `train`
      8 |   learning_rate: 1e-4
-       |   ^ `learning_rate` belongs to `train.optimizer`
+       |   ^ `learning_rate` belongs to `train.optimizer` or `train.second_phase.optimizer`
 """,
         id="a key in the wrong section",
     ),
@@ -246,7 +246,7 @@ bad.yaml:8:28: error: unknown key `momentum` in `train.optimizer`
         """\
 bad.yaml:7:9: error: unknown key `zzz` in `train`
      7 | train: {zzz: 1}
-       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, validation, checkpoint, execution, tracking
+       |         ^ allowed: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, second_phase, validation, checkpoint, execution, tracking
 """,
         id="a key like nothing else",
     ),
@@ -264,7 +264,7 @@ bad.yaml:6:1: error: `verifier` is "Qwen/Qwen3-8B", expected mapping
         """\
 bad.yaml:7:1: error: `train` is 3, expected mapping
      7 | train: 3
-       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, validation, checkpoint, execution, tracking
+       | ^ its keys: epochs, tokens_per_step, optimizer, schedule, gradient_clip, gradient_clip_value, precision, initialize_from, second_phase, validation, checkpoint, execution, tracking
 """,
         id="a number as a section",
     ),

@@ -140,7 +140,8 @@ def shape_fields() -> dict[tuple[str, str], set[str]]:
     def walk(part: dict[str, Any], path: str, branch: str) -> None:
         part = resolve(part)
         for option in part.get("anyOf", ()):
-            walk(option, path, resolve(option).get("properties", {}).get("type", {}).get("enum", [""])[0])
+            words = resolve(option).get("properties", {}).get("type", {}).get("enum", [""])
+            walk(option, path, words[0] if len(words) == 1 else "")
         if "items" in part and isinstance(part["items"], dict):
             walk(part["items"], f"{path}[]", "")
         tag = part.get("properties", {}).get("type", {}).get("enum", [])

@@ -101,6 +101,7 @@ def training(dataset: TokenDataset, tmp_path: Path) -> Callable[..., TrainingInp
             mix_precision(network, dtype)
         options = Train(
             initialize_from=None,
+            second_phase=None,
             epochs=changes.pop("epochs", 3),
             tokens_per_step=changes.pop("tokens_per_step", 64),
             optimizer=OPTIMIZERS[optimizer],

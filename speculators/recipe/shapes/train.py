@@ -42,6 +42,36 @@ class Schedule(Shape, frozen=True):
     final: float
 
 
+class LossChanges(Shape, frozen=True):
+    """Other weights in `algorithm.loss`, and `ce_target`; null leaves one as it is."""
+
+    kl: float | None
+    rkl: float | None
+    jsd: float | None
+    ce: float | None
+    tv: float | None
+    nla: float | None
+    lk: float | None
+    top_k: float | None
+    smooth_l1: float | None
+    soft_ce: float | None
+    ce_target: Literal["teacher", "data"] | None
+
+    def named(self) -> dict[str, float | str]:
+        """Those that change something."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class SecondPhase(Shape, frozen=True):
+    """A phase that begins with the first's best draft; a null optimizer or schedule is the first's."""
+
+    epochs: int
+    optimizer: AdamW | AdamW8bit | Muon | None
+    schedule: Schedule | None
+    loss: LossChanges
+
+
 class Validation(Shape, frozen=True):
     """How often the held-out documents are evaluated, in optimizer steps; null: at the end of each epoch."""
 
@@ -81,7 +111,21 @@ class Train(Shape, frozen=True):
     gradient_clip_value: float | None
     precision: Literal["float32", "bfloat16"]
     initialize_from: str | None
+    second_phase: SecondPhase | None
     validation: Validation
     checkpoint: TrainingCheckpoints
     execution: Execution
     tracking: TrackerName | tuple[TrackerName, ...]
+
+    @property
+    def all_epochs(self) -> int:
+        """Of both phases."""
+        return self.epochs + (0 if self.second_phase is None else self.second_phase.epochs)
+
+    @property
+    def optimizers(self) -> dict[str, AdamW | AdamW8bit | Muon]:
+        """Those that the recipe names, by their paths."""
+        found = {"train.optimizer": self.optimizer}
+        if self.second_phase is not None and self.second_phase.optimizer is not None:
+            found["train.second_phase.optimizer"] = self.second_phase.optimizer
+        return found
