@@ -38,6 +38,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.epochs": 40,
         "train.optimizer.learning_rate": 3e-5,
         "train.gradient_clip_value": 0.5,
+        "train.second_phase.epochs": 10,
+        "train.second_phase.optimizer.learning_rate": 1e-5,
+        "train.second_phase.loss.top_k": 1.0,
     },
     "eagle3": {
         "algorithm.layers": 1,
