@@ -68,7 +68,8 @@ def dataset() -> TokenDataset:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     held_out = torch.arange(30) % 5 == 4
     origin = TokenOrigin(VOCABULARY, (0,), "aa", "bb", 64)
-    return TokenDataset(ids.to(torch.int32), mask, offsets, held_out, tuple(map(str, range(30))), origin)
+    names = tuple(map(str, range(30)))
+    return TokenDataset(ids.to(torch.int32), mask, offsets, held_out, lengths.to(torch.int32), names, origin)
 
 
 @pytest.fixture
