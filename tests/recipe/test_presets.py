@@ -129,6 +129,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.epochs": 3,
         "train.optimizer.learning_rate": 5e-5,
     },
+    "draft_model": {"algorithm.loss.kl": 1.0},
 }
 """What papers and the authors' programs say, in the recipe's words."""
 
@@ -137,7 +138,8 @@ def small(kind: str) -> str:
     """What lets a type be used with a verifier of four layers."""
     layers = f", aux_layers: [{', '.join(map(str, range(1, 4)))}]" if kind in LAYERS else ""
     group = ", convolution: {group_size: 16}" if kind == "dflash2" else ""
-    return layers + group
+    model = ", random: {layers: 1}" if kind == "draft_model" else ""
+    return layers + group + model
 
 
 def value(found: Any, path: str) -> Any:

@@ -390,7 +390,7 @@ bad.yaml:6:27: error: `algorithm.preset` is 'papr'
         """\
 bad.yaml:6:13: error: `algorithm.type` is 'eagl3'
      6 | algorithm: {type: eagl3, preset: paper}
-       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp
+       |             ^ did you mean `eagle3`? allowed: eagle, eagle3, hass, peagle, dflash, dspark, dflash2, xpress, medusa, hydra, mlp_speculator, mtp, draft_model
 """,
         id="a preset of a type that there is not",
     ),
