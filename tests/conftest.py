@@ -27,6 +27,11 @@ hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machi
 hypothesis.settings.load_profile("unhurried")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests with a real vLLM come first: one worker has them all, and would have them alone at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "vllm")
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     import torch
