@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.xdist_group("killed")  # the run that nobody disturbs is made once
+
 WORKING = {"answers", "train", "acceptance"}
 """Steps with seconds of work below: these are killed in the middle of it, the others as they begin."""
 SETS = [
