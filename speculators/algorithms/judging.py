@@ -40,7 +40,7 @@ class Criterion:
     reduction: Literal["token_mean", "sequence_mean", "padded_mean"]
     is_renormalized: bool
     drops_unknown: bool
-    follows_data: bool = False
+    follows_data: bool
 
 
 @dataclass(frozen=True)

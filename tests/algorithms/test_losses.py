@@ -24,6 +24,7 @@ ALGORITHMS = {
     "hydra": "type: hydra, heads: 3, teacher: unrenormalized",
     "mlp_speculator": "type: mlp_speculator, heads: 3, inner_size: 16",
     "mtp": "type: mtp, steps: 3",
+    "draft_model": "type: draft_model, random: {hidden_size: 16}, steps: 1",
 }
 NAMES = [name for name in LossWeights.__struct_fields__ if name != "ce_target"]
 

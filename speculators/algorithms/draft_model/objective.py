@@ -45,6 +45,7 @@ class DraftModelObjective:
             reduction=options.reduction,
             is_renormalized=True,
             drops_unknown=False,
+            follows_data=options.loss.follows_data,
         )
         self.judge = Judge(criterion, verifier, None, dtype=network.dtype, compute_dtype=compute_dtype, chunk=chunk)
 
