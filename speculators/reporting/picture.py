@@ -127,9 +127,10 @@ def _lines(name: str) -> tuple[str, ...]:
 def _note(step: Mapping[str, Any]) -> str:
     seconds = step.get("seconds") if step["status"] in {"finished", "failed"} else step.get("seconds_when_made")
     mark = MARKS.get(step["status"], step["status"])
-    return (
-        f"{mark} · {spoken(seconds)}" if seconds is not None and step["status"] not in {"pending", "skipped"} else mark
-    )
+    if seconds is None or step["status"] in {"pending", "skipped"}:
+        return mark
+    # A box has no room for seconds behind minutes.
+    return f"{mark} · {round(seconds / 60)} min" if 120 <= seconds < 3570 else f"{mark} · {spoken(seconds)}"
 
 
 def _edge(source: Box, target: Box, downward: bool, lane: float | None) -> Markup:
