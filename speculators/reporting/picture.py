@@ -126,7 +126,7 @@ def _lines(name: str) -> tuple[str, ...]:
 
 def _note(step: Mapping[str, Any]) -> str:
     seconds = step.get("seconds") if step["status"] in {"finished", "failed"} else step.get("seconds_when_made")
-    mark = MARKS.get(step["status"], step["status"])
+    mark: str = MARKS.get(step["status"], step["status"])
     if seconds is None or step["status"] in {"pending", "skipped"}:
         return mark
     # A box has no room for seconds behind minutes.

@@ -94,7 +94,7 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
     return (
         Step(
             "answers",
-            version=1,
+            version=2,
             reads=("data.regenerate", "verifier.dtype", "verifier.engine", "seed"),
             inputs=("verifier", "prompts"),
             run=run,

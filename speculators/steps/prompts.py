@@ -80,7 +80,7 @@ def estimate(scope: Scope) -> Estimate:
 
 STEP = Step(
     "prompts",
-    version=1,
+    version=2,
     reads=("data.sources", "data.holdout", "seed", "verifier.dtype", "verifier.engine"),
     inputs=("verifier",),
     run=run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,9 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama whose heads are wide enough for vLLM's attention on a CPU."""
+    """A random Llama whose heads are wide enough for vLLM's attention on a CPU.
+
+    Its makers recommend a penalty for repetitions, as some do: that would be another distribution than the model's.
+    """
     directory = tmp_path_factory.mktemp("models") / "verifier"
     write_random_model(SHAPE, directory)
+    recommended = directory / "generation_config.json"
+    said = json.loads(recommended.read_text()) if recommended.is_file() else {}
+    recommended.write_text(json.dumps(said | {"repetition_penalty": 1.5}))
     return directory
 
 

@@ -10,6 +10,10 @@ from speculators.engines.base import Answer
 from speculators.engines.vllm.client import Body, complete
 
 
+NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
+"""Sampling that bends nothing; a server fills what a request leaves out from what the model's makers recommend."""
+
+
 def answers(urls: Sequence[str], model: str, requests: Sequence[Request], *, at_once: int) -> Iterator[Answer]:
     """Answer every request; the ids are the server's own, with the stop token when there was one."""
     bodies = [_body(request) for request in requests]
@@ -24,6 +28,7 @@ def _body(request: Request) -> Body:
         "ignore_eos": True,  # what ends an answer is the request's to say, as with every engine
         "stop_token_ids": sorted(request.stop_ids),
         "top_k": request.top_k or -1,
+        **NEUTRAL,
     }
     return {
         "prompt": list(request.prompt_ids),

@@ -64,6 +64,8 @@ def serve_arguments(model: Path | str, dtype: str, options: ServerOptions, *, tr
         *("--data-parallel-size", str(options.data_parallel)),
         *("--gpu-memory-utilization", str(options.memory_fraction)),
         *("--max-num-seqs", str(options.most_requests)),
+        # Not what the model's makers recommend: a penalty for repetitions changes even the likeliest token.
+        *("--generation-config", "vllm"),
         "--disable-uvicorn-access-log",
     ]
     if options.max_length is not None:
