@@ -9,7 +9,6 @@ from speculators.decoding.request import Request
 from speculators.engines.base import Answer
 from speculators.engines.vllm.client import Body, complete
 
-
 NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 """Sampling that bends nothing; a server fills what a request leaves out from what the model's makers recommend."""
 
