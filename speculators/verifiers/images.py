@@ -7,6 +7,7 @@ goes on behind its longer side, so that a text with images is shorter in positio
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from speculators.verifiers.families import READS_IMAGES
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image as Picture
 
 _KEPT = 16
 """Processed images that are remembered, tens of megabytes each: several conversations may be about one."""
@@ -140,7 +142,22 @@ class ImageReader:
         return self._grids[image]
 
     def _process(self, image: Path) -> dict[str, torch.Tensor]:
-        from PIL import Image
+        return dict(self._processor(images=[_seen(image)], return_tensors="pt"))
 
-        with Image.open(image) as opened:
-            return dict(self._processor(images=[opened.convert("RGB")], return_tensors="pt"))
+
+def _seen(file: Path) -> Picture:
+    """An image in RGB as vLLM 0.32 shows it to a model: upright by its EXIF orientation, and on white."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        image: Picture = opened
+        with contextlib.suppress(Exception):  # as in vLLM: whatever is wrong with EXIF, the picture stays as it lies
+            image = ImageOps.exif_transpose(opened)
+        is_transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        if image.mode == "RGB" or not is_transparent:  # vLLM leaves RGB alone even where a color counts as transparent
+            plain: Picture = image.convert("RGB")
+            return plain
+        image = image.convert("RGBA")
+        white: Picture = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white

@@ -165,6 +165,38 @@ def test_ids_and_pixels_are_those_of_the_processor_and_images_are_never_learnt(
     assert learnt == "A ball.The same, larger." or train_on == "all"
 
 
+def test_images_lie_upright_and_on_white_as_in_vllm(reader: ImageReader, tmp_path: Path) -> None:
+    ramp = Image.linear_gradient("L").resize((96, 64))
+    upright = Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_180), ramp)).crop((0, 0, 96, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.webp", lossless=True, exif=exif)
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.jpg", exif=exif)
+    clear = Image.new("RGBA", (96, 64), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 48, 64))
+    white = Image.new("RGB", (96, 64), "white")
+    white.paste((0, 0, 255), (0, 0, 48, 64))
+    clear.save(tmp_path / "clear.png")
+    few = white.quantize(4)
+    few.save(tmp_path / "few.png", transparency=few.getpixel((60, 5)))
+    gray = Image.merge("LA", (Image.new("L", (96, 64)), Image.new("L", (96, 64), 51)))  # black, four fifths transparent
+    gray.save(tmp_path / "gray.png")
+    own = image_processor()
+    for name, expected in (
+        ("lying.webp", upright),
+        ("clear.png", white),
+        ("few.png", white),
+        ("gray.png", Image.new("RGB", (96, 64), (204, 204, 204))),
+    ):
+        assert torch.equal(
+            reader.inputs([tmp_path / name])["pixel_values"], own([expected], return_tensors="pt")["pixel_values"]
+        ), name
+    assert (
+        reader.grids([tmp_path / "lying.jpg"]).tolist()
+        == own([upright], return_tensors="pt")["image_grid_thw"].tolist()
+    )
+
+
 def test_positions_are_those_of_the_models_own_rule(
     reader: ImageReader, reference: Any, processor: Any, pictures: list[Path]
 ) -> None:
