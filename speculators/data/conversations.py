@@ -208,8 +208,8 @@ def normalized(text: str) -> str:
 def without_repeats(conversations: Iterable[Conversation]) -> list[Conversation]:
     """Each id once, and nothing in train whose prompt is also held out (the first holdout prompt of a kind stays).
 
-    The same words about other images are another prompt. Two rows with one id but different content both stay; the
-    later one gets an id from its content.
+    The same words about other images are another prompt. Two rows with one id but different content, or other
+    tools, both stay; the later one gets an id from its content.
     """
     every = list(conversations)
     held_out = {_asked(item) for item in every if item.split == "holdout"}
@@ -217,8 +217,8 @@ def without_repeats(conversations: Iterable[Conversation]) -> list[Conversation]
     for item in every:
         if item.split == "train" and _asked(item) in held_out:
             continue
-        if item.id in kept and kept[item.id].messages != item.messages:
-            item = replace(item, id=f"{item.id}-{identify(item.messages)}")
+        if item.id in kept and (kept[item.id].messages, kept[item.id].tools) != (item.messages, item.tools):
+            item = replace(item, id=f"{item.id}-{identify(item.messages, item.tools)}")
         kept.setdefault(item.id, item)
     return list(kept.values())
 

@@ -112,6 +112,14 @@ def test_one_id_with_two_contents_becomes_two_conversations():
     assert len({item.id for item in kept}) == 2
 
 
+def test_one_id_and_text_with_other_tools_becomes_two_conversations():
+    row = {"id": "a", "prompt": "What is 1 + 2?"}
+    rows = [row, row | {"tools": [{"name": "add"}]}, row | {"tools": [{"name": "sum"}]}, row]
+    kept = without_repeats([read(one) for one in rows])
+    assert [item.tools for item in kept] == [(), ({"name": "add"},), ({"name": "sum"},)]
+    assert len({item.id for item in kept}) == 3
+
+
 def test_a_prompt_ends_with_the_user():
     talk = Conversation("a", (*ANSWERED, Message("user", "Oh?"), Message("assistant", "Yes.")), "train", None, "test")
     assert talk.as_prompt().messages == (*ANSWERED, Message("user", "Oh?"))
