@@ -246,7 +246,8 @@ def _messages(row: Mapping[str, Any], where: str, keep: Keep | None) -> list[Mes
     if isinstance(row.get("messages"), list):
         return [_turn(item, "role", "content", where, keep) for item in row["messages"]]
     if isinstance(row.get("conversations"), list):
-        keys = ("from", "value") if all("from" in item for item in row["conversations"]) else ("role", "content")
+        is_shared = all(isinstance(item, dict) and "from" in item for item in row["conversations"])
+        keys = ("from", "value") if is_shared else ("role", "content")
         return [_turn(item, *keys, where, keep) for item in row["conversations"]]
     found: list[Message] = []
     if isinstance(row.get("system"), str) and row["system"].strip():
@@ -282,16 +283,23 @@ def _turn(item: Mapping[str, Any], role_key: str, text_key: str, where: str, kee
 
 def _content(content: object, role: str, where: str, keep: Keep | None) -> str | tuple[Mapping[str, str], ...]:
     """A turn's text, given as such or in parts; none where there are only tool calls; parts where it has images."""
+    if content is None or isinstance(content, str):
+        return content or ""
     if not isinstance(content, list):
-        return content if isinstance(content, str) else ""
+        raise UsageError(
+            f"`data.sources`: the content of a turn in {where} is of the type {type(content).__name__}; "
+            "expected text or a list of parts"
+        )
     parts: list[Mapping[str, str]] = []
     for part in content:
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
-        elif keep is not None and is_image(part):
+        if keep is not None and is_image(part):  # first: tables give every part every column, a `text` of "" too
             if role != "user":
                 raise UsageError(f"`data.sources`: {where} has an image in a turn of {role}; users show images")
+            if part.get("text"):
+                raise UsageError(f"`data.sources`: {where} has an image with a `text`; write it as a part of its own")
             parts.append({"type": "image", "image": keep(part, where)})
+        elif isinstance(part, dict) and not is_image(part) and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
         else:
             kind = part.get("type") if isinstance(part, dict) else part
             raise UsageError(

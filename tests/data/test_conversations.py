@@ -218,3 +218,21 @@ def test_what_is_neither_text_nor_an_image_is_refused_rather_than_dropped(kind: 
     row = {"messages": [{"role": "user", "content": [{"type": kind, "url": "x"}]}]}
     with pytest.raises(UsageError, match=f"has a part of the type '{kind}'; read are text, image and image_url"):
         conversation(row, source="s", holdout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"conversations": [1, 2]}, "a turn in test lacks `role` or `content`"),
+        ({"conversations": ["from"]}, "a turn in test lacks `role` or `content`"),
+        ({"messages": [{"role": "user", "content": 7}]}, "the content of a turn in test is of the type int"),
+        (
+            {"messages": [{"role": "user", "content": {"type": "image", "path": "a.png"}}]},
+            "is of the type dict; expected",
+        ),
+        ({"conversations": [{"from": "human", "value": 0.5}]}, "is of the type float"),
+    ],
+)
+def test_turns_that_are_neither_text_nor_parts_are_refused_by_name(row, reason) -> None:
+    with pytest.raises(UsageError, match=reason):
+        read(row)

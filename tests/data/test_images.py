@@ -193,6 +193,13 @@ def test_images_of_data_sets_and_of_other_speakers_than_users_are_refused(tmp_pa
         conversation(said, source="s", holdout=0.0, keep=Album(tmp_path / "images", tmp_path).keep)
 
 
+def test_an_image_is_one_though_its_part_has_every_column_of_a_table(data: Path, output: Path) -> None:
+    (found,) = read(data, output, row({**by_path("red.png"), "text": ""}))
+    assert len(found.images) == 1
+    with pytest.raises(UsageError, match="row 1 has an image with a `text`; write it as a part of its own"):
+        read(data, output, row({**by_path("red.png"), "text": "a square"}))
+
+
 def test_an_image_of_too_many_pixels_is_refused(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MOST_PIXELS", 199)
     with pytest.raises(UsageError, match="it has 20 x 10 pixels, more than 199"):
