@@ -33,6 +33,8 @@ FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 TIMEOUT_SECONDS = 60.0
 _BLOCK = 1 << 16
 _DATA_URL = re.compile(r"data:[\w.+/-]*;base64,(.*)", re.DOTALL)
+_NAMES_A_PATH = re.compile(rb'"path"|\\u00[67]')
+"""The key of an image's path in JSON, or a small letter of it that is written as an escape."""
 
 
 class UnreadableImage(ValueError):
@@ -105,22 +107,22 @@ def beside(root: Path, name: str) -> Path:
     return file
 
 
-def local_images(file: Path, rows: Iterator[Mapping[str, Any]]) -> list[Path]:
-    """The image files that the rows of a data file name and that are there, each once, in order of their names.
+def local_images(file: Path, rows: Iterator[Mapping[str, Any]]) -> dict[str, Path]:
+    """The image files that the rows of a data file name and that are there, by the paths as the rows write them.
 
     `rows` are only asked for when the file speaks of images at all.
     """
     if not _mentions_images(file):
-        return []
-    found = set()
+        return {}
+    found = {}
     for row in rows:
         for part in _parts(row):
             if part["type"] == "image":
                 try:
-                    found.add(beside(file.parent, source_of(part)))
+                    found[source_of(part)] = beside(file.parent, source_of(part))
                 except (UnreadableImage, OSError):
                     continue  # whoever reads the rows says so
-    return sorted(found)
+    return found
 
 
 def image_files(artifact: Path, names: Sequence[str]) -> tuple[Path, ...]:
@@ -154,7 +156,7 @@ def _mentions_images(file: Path) -> bool:
     if not file.stat().st_size:
         return False
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'"image"') >= 0
+        return _NAMES_A_PATH.search(content) is not None
 
 
 def _download(url: str) -> bytes:

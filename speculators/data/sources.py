@@ -81,10 +81,7 @@ def _load(source: Any) -> Any:
 def _digest(source: Any) -> str | None:
     if source.file is not None:
         file = find_file(source.file)
-        images = {
-            image.relative_to(file.parent.resolve()).as_posix(): file_sha256(image)
-            for image in local_images(file, read_rows(file))
-        }
+        images = {name: file_sha256(image) for name, image in local_images(file, read_rows(file)).items()}
         shown = f"; images sha256:{value_sha256(images)}" if images else ""
         return f"sha256:{file_sha256(file)}{shown}"
     if source.dataset is None:

@@ -136,6 +136,29 @@ def test_the_digest_of_a_source_covers_its_images_and_is_the_files_own_without_t
     assert digests([source]) != before, "the same images under each other's names are other data"
 
 
+def test_the_digest_of_a_source_follows_the_names_that_rows_use(data: Path, output: Path) -> None:
+    source = Source(data / "rows.jsonl")
+    targets = [data / "red.png", data / "pictures" / "blue.jpg"]
+    links = [data / "one", data / "two"]
+    for link, target in zip(links, targets, strict=True):
+        link.symlink_to(target)
+    read(data, output, row(by_path("one")), row(by_path("two")))
+    before = digests([source])
+    for link, target in zip(links, reversed(targets), strict=True):
+        link.unlink()
+        link.symlink_to(target)
+    assert digests([source]) != before
+
+
+@pytest.mark.parametrize("key", ["image", "path"])
+def test_the_digest_of_a_source_covers_images_that_json_names_with_escapes(data: Path, output: Path, key: str) -> None:
+    source = Source(data / "rows.jsonl")
+    read(data, output, row(by_path("red.png")))
+    text = (data / "rows.jsonl").read_text()
+    (data / "rows.jsonl").write_text(text.replace(f'"{key}"', f'"{key.replace("a", chr(92) + "u0061")}"'))
+    assert "; images sha256:" in digests([source])["data.sources[0]"]
+
+
 def test_urls_are_fetched_kept_and_held_to_their_digest(
     data: Path, output: Path, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
