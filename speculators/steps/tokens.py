@@ -111,19 +111,20 @@ def tokenize(
     from speculators.verifiers.images import image_names
 
     names = image_names(record["messages"])
-    greedy_from = None
     if "response_token_ids" in record:
         prompt, response = record["prompt_token_ids"], record["response_token_ids"]
         ids = [*prompt, *response]
         mask = [int(train_on == "all")] * len(prompt) + [1] * len(response)
-        if (is_greedy or record["split"] == "holdout") and 0 < len(prompt) < min(len(ids), max_length):
-            greedy_from = len(prompt)
     else:
         ids, mask = tokenizer.render_with_mask(record["messages"], train_on=train_on, tools=record.get("tools", ()))
     if names and images is not None:
         ids, mask, names, positions = _with_images(record, ids, mask, images, names, max_length)
     else:
         positions = None
+    greedy_from = None
+    if "response_token_ids" in record and (is_greedy or record["split"] == "holdout"):
+        begins = len(record["prompt_token_ids"])
+        greedy_from = begins if 0 < begins < min(len(ids), max_length) else None  # images may have cut the ids before
     sample = f"/{record['sample']}" if record.get("sample") else ""
     return Document(
         id=f"{record['id']}{sample}",

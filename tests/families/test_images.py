@@ -339,6 +339,28 @@ def test_images_are_refused_for_vllm_and_for_verifiers_that_do_not_see(
         check_reads_images("llama")
 
 
+def test_a_greedy_answer_behind_a_cut_image_is_no_longer_in_the_document(
+    artifact: Path, rows: Path, pictures: list[Path], seeing: Path, reader: ImageReader, tmp_path: Path
+) -> None:
+    answered = tmp_path / "answered"
+    (answered / "images").mkdir(parents=True)
+    for picture in pictures:
+        shutil.copy(picture, answered / "images")
+    whole, written = asked(seeing, reader, pictures).prompt_ids, []
+    for identity, prompt in (("whole", whole), ("long", [*([65] * 60), *whole])):
+        record = {"id": identity, "messages": shown(pictures[:2])[:1], "split": "train", "sample": 0}
+        written.append({**record, "prompt_token_ids": list(prompt), "response_token_ids": [66, 67]})
+    (answered / "answers-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    length = 60 + whole.index(IMAGE_ID) + 2
+    assert length > len(whole) + 2, "the first document is whole"
+    recipe = loaded(rows, "data.train_on=all", "data.regenerate.temperature=0", f"data.max_length={length}")
+    step = tokens.steps(recipe.whole)[0]
+    step.run(context(recipe, tmp_path / "tokens", verifier=artifact, answers=answered))
+    documents = TokenDataset.open(tmp_path / "tokens")
+    assert documents.lengths.tolist() == [len(whole) + 2, length - 2]
+    assert documents.greedy_from.tolist() == [len(whole), length - 2]
+
+
 def test_a_draft_learns_from_texts_with_images_and_speaks_for_its_verifier(
     artifact: Path, rows: Path, tmp_path: Path, reader: ImageReader
 ) -> None:
