@@ -7,31 +7,30 @@ hold it as `images/<sha256>.<ending>`, so that they depend on nothing outside.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import mmap
 import os
 import re
 import shutil
-import urllib.error
-import urllib.request
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speculators.errors import UsageError
+from speculators.data.download import Unreachable, check_url, download, shown_url
+from speculators.errors import MachineError, UsageError
 
 FOLDER = "images"
 """Of an artifact whose conversations have images."""
 MOST_BYTES = 20 << 20
 """Of one image as it is stored or sent."""
+_MOST_SHOWN = 200
+"""Characters of a name in a message."""
 MOST_PIXELS = 50_000_000
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-TIMEOUT_SECONDS = 60.0
-_BLOCK = 1 << 16
 _DATA_URL = re.compile(r"data:[\w.+/-]*;base64,(.*)", re.DOTALL)
 _NAMES_A_PATH = re.compile(rb'"path"|\\u00[67]')
 """The key of an image's path in JSON, or a small letter of it that is written as an escape."""
@@ -43,45 +42,68 @@ class UnreadableImage(ValueError):
 
 @dataclass(frozen=True)
 class Album:
-    """Where images are kept: `folder`, of an artifact. `root` is the data file's folder; without it no path is read."""
+    """Where images are kept: `folder`, of an artifact. `root` is the data file's folder; without it no path is read.
+
+    What a path or a URL names is read once, so that it is the same image in every row.
+    """
 
     folder: Path
     root: Path | None
+    _known: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def keep(self, part: Mapping[str, Any], where: str) -> str:
         """The file name of the image that a message's part names, read, checked and kept.
 
-        Raises UsageError, naming the place `where` and the reason, when it cannot be read.
+        Raises UsageError, naming the place `where` and the reason, when it cannot be read, and MachineError when its
+        server cannot be reached.
         """
         named = source_of(part)
-        shown = "the image in a `data:` URL" if named.startswith("data:") else f"the image {named}"
+        known = (str(part["type"]), named)
+        content = None
         try:
-            content = self._fetch(part, named)
-            name = f"{hashlib.sha256(content).hexdigest()}.{_ending(content)}"
+            name = self._known.get(known)
+            if name is None:
+                content = self._fetch(part, named)
+                name = f"{hashlib.sha256(content).hexdigest()}.{_ending(content)}"
             _check_pin(part, name)
-        except (UnreadableImage, OSError) as error:
-            raise UsageError(f"`data.sources`: {where}: {shown} cannot be read: {_reason(error)}") from error
+        except Unreachable as error:
+            raise MachineError(f"`data.sources`: {where}: {_shown(named)} cannot be fetched: {error}") from error
+        except (ValueError, OSError) as error:
+            raise UsageError(f"`data.sources`: {where}: {_shown(named)} cannot be read: {_reason(error)}") from error
+        if content is not None:
+            self._store(name, content)
+        if not named.startswith("data:"):
+            self._known[known] = name
+        return name
+
+    def _store(self, name: str, content: bytes) -> None:
         file = self.folder / name
         if not file.is_file():
             self.folder.mkdir(exist_ok=True)
             partial = file.with_suffix(".partial")
             partial.write_bytes(content)
             partial.replace(file)
-        return name
 
     def _fetch(self, part: Mapping[str, Any], named: str) -> bytes:
         if part.get("type") == "image":
             if self.root is None:
                 raise UnreadableImage("paths are read beside a file (`{file: ...}`) only; data sets name images by URL")
-            return _limited(beside(self.root, named).read_bytes())
-        if found := _DATA_URL.fullmatch(named):
+            file = beside(self.root, named)
+            _check_size(file.stat().st_size)
+            content = file.read_bytes()
+        elif found := _DATA_URL.fullmatch(named):
+            _check_size(len(found[1]) // 4 * 3 - 2)  # at least; the last four characters may stand for a single byte
             try:
-                return _limited(base64.b64decode(found[1], validate=True))
-            except binascii.Error as error:
+                content = base64.b64decode(found[1], validate=True)
+            except ValueError as error:
                 raise UnreadableImage(f"it is not base64: {error}") from error
-        if named.startswith(("http://", "https://")):
-            return _download(named)
-        raise UnreadableImage("a URL begins with http://, https:// or data: (base64)")
+        else:
+            check_url(named)
+            if os.environ.get("HF_HUB_OFFLINE") == "1":  # what --offline sets
+                raise UnreadableImage("the run is offline")
+            content = download(named, MOST_BYTES)
+        _check_size(len(content))
+        return content
 
 
 def is_image(part: Any) -> bool:
@@ -99,10 +121,14 @@ def source_of(part: Mapping[str, Any]) -> str:
 
 def beside(root: Path, name: str) -> Path:
     """The file `name` in the folder `root` or below it; raises UnreadableImage for every other place."""
-    file = (root / name).resolve()
+    try:
+        file = (root / name).resolve()
+        is_there = file.is_file()
+    except (ValueError, OSError, RuntimeError) as error:  # null bytes, lone surrogates; a loop of links
+        raise UnreadableImage(f"it is no path: {_reason(error)}") from error
     if not name or Path(name).is_absolute() or not file.is_relative_to(root.resolve()):
         raise UnreadableImage("a path is relative to the data file, and stays in that file's folder")
-    if not file.is_file():
+    if not is_there:
         raise UnreadableImage("there is no such file")
     return file
 
@@ -120,7 +146,7 @@ def local_images(file: Path, rows: Iterator[Mapping[str, Any]]) -> dict[str, Pat
             if part["type"] == "image":
                 try:
                     found[source_of(part)] = beside(file.parent, source_of(part))
-                except (UnreadableImage, OSError):
+                except UnreadableImage:
                     continue  # whoever reads the rows says so
     return found
 
@@ -159,23 +185,18 @@ def _mentions_images(file: Path) -> bool:
         return _NAMES_A_PATH.search(content) is not None
 
 
-def _download(url: str) -> bytes:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":  # what --offline sets
-        raise UnreadableImage("the run is offline")
-    request = urllib.request.Request(url, headers={"User-Agent": "speculators"})  # noqa: S310  http(s), the caller looked
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
-            return _limited(answer.read(MOST_BYTES + 1))
-    except urllib.error.HTTPError as error:
-        raise UnreadableImage(f"the server answered {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise UnreadableImage(f"the server cannot be reached: {error.reason}") from error
-
-
-def _limited(content: bytes) -> bytes:
-    if len(content) > MOST_BYTES:
+def _check_size(size: int) -> None:
+    if size > MOST_BYTES:
         raise UnreadableImage(f"it is larger than {MOST_BYTES >> 20} MiB")
-    return content
+
+
+def _shown(named: str) -> str:
+    """What a part names, for a message: without secrets, and with escapes for what cannot be printed."""
+    if named.startswith("data:"):
+        return "the image in a `data:` URL"
+    text = shown_url(named) if ":/" in named else named
+    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return f"the image {text if len(text) <= _MOST_SHOWN else f'{text[:_MOST_SHOWN]}...'}"
 
 
 def _ending(content: bytes) -> str:
@@ -189,10 +210,19 @@ def _ending(content: bytes) -> str:
                 if image.width * image.height > MOST_PIXELS:
                     raise UnreadableImage(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
                 image.load()
-                return FORMATS[str(image.format)]
+                # Cameras' JPEGs with further pictures behind the first, which is what is seen of them.
+                return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"it is not an image in one of the formats {', '.join(FORMATS)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError, OSError) as error:
+    except (
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        SyntaxError,
+        ValueError,
+        OSError,
+        EOFError,
+        struct.error,
+    ) as error:
         raise UnreadableImage(str(error)) from error
 
 

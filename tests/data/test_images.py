@@ -7,7 +7,10 @@ import hashlib
 import http.server
 import io
 import json
+import socket
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from speculators.data import images
+from speculators.data import download, images
 from speculators.data.conversations import Conversation, conversation, without_repeats
 from speculators.data.images import Album
 from speculators.data.sources import digests, read_source
-from speculators.errors import UsageError
+from speculators.errors import MachineError, UsageError
 
 
 class Source:
@@ -71,17 +74,30 @@ def read(data: Path, output: Path, *rows: dict[str, Any]) -> list[Conversation]:
     return read_source(Source(data / "rows.jsonl"), 0, seed=0, holdout=0.0, output=output)
 
 
+Answer = tuple[int, dict[str, str], bytes]
+
+
 @pytest.fixture
-def served() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A server on this machine, and what it serves by path."""
-    files: dict[str, bytes] = {}
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, bytes | list[Answer]]]]:
+    """A server on this machine, which may be asked, and what it serves by path: a content, or answers in turn."""
+    files: dict[str, bytes | list[Answer]] = {}
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv(download.ALLOWS_LOCAL, "1")
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
+            path = self.path.partition("?")[0]
+            found = files.get(path, [(404, {}, b"")])
+            code, headers, content = (200, {}, found) if isinstance(found, bytes) else found[0]
+            if isinstance(found, list):
+                found.pop(0)
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content or b"")
+            self.wfile.write(content)
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -162,7 +178,6 @@ def test_the_digest_of_a_source_covers_images_that_json_names_with_escapes(data:
 def test_urls_are_fetched_kept_and_held_to_their_digest(
     data: Path, output: Path, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     url, files = served
     files["/red.webp"] = drawn("red", "WEBP")
     sha256 = hashlib.sha256(files["/red.webp"]).hexdigest()
@@ -191,21 +206,152 @@ def test_urls_are_fetched_kept_and_held_to_their_digest(
         (by_path("text.png"), "it is not an image in one of the formats PNG, JPEG, WEBP"),
         (by_path("half.png"), "cannot be read: .*(truncated|broken|incomplete)"),
         (by_path("drawing.bmp"), "it is not an image in one of the formats"),
+        (by_path("with\0null.png"), r"the image with\\x00null.png cannot be read: it is no path: embedded null byte"),
+        (by_path("\ud800.png"), r"the image \\ud800.png cannot be read: it is no path: .*surrogates not allowed"),
+        (by_path("loop.png"), "the image loop.png cannot be read"),
+        (by_path("x" * 999), r"the image x{200}\.\.\. cannot be read: .*name too long"),
+        (
+            by_url("data:image/png;base64,\u00e9\u00e9\u00e9="),
+            "it is not base64: string argument should contain only ASCII",
+        ),
+        (
+            by_url("http://host/a b.png"),
+            "the image http://host/a b.png cannot be read: in a URL, spaces and .* percent",
+        ),
+        (
+            by_url("http://host/\u00e9.png"),
+            "the image http://host/\u00e9.png cannot be read: in a URL, .* percent-encoded",
+        ),
+        (by_url("http://[::1/a.png"), "the image at a malformed URL cannot be read: it is not a URL"),
+        (by_url("http://host:port/a.png"), "the image http://host:port/a.png cannot be read: it is not a URL"),
+        (
+            by_url("http://user:hidden@host/a.png"),
+            "the image http://host/a.png cannot be read: a URL with a user or pass",
+        ),
+        (by_url("http://u:hidden@host:99999/"), "the image http://host:99999/ cannot be read: it is not a URL"),
+        (
+            by_url("http://127.0.0.1:9/a.png?key=hidden"),
+            "the image http://127.0.0.1:9/a.png cannot be read: its host has",
+        ),
+        (by_url("http://[::ffff:10.0.0.1]/a.png"), "its host has the address .*, which is not on the internet"),
+        (by_url("https://169.254.0.1/a"), "its host has .*; SPECULATORS_LOCAL_IMAGES=1 allows such hosts"),
+        (by_url("http://localhost/a.png"), "its host has the address .*, which is not on the internet"),
         (by_url("file:///etc/hostname"), "a URL begins with http://, https:// or data:"),
         (by_url("data:image/png;base64,%%%"), "the image in a `data:` URL cannot be read: it is not base64"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_refused_with_place_and_reason(
-    data: Path, output: Path, part: dict[str, Any], reason: str
+    data: Path, output: Path, part: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("HF_HUB_OFFLINE", download.ALLOWS_LOCAL, "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (data / "loop.png").symlink_to(data / "loop.png")
     (data.parent / "outside.png").write_bytes(drawn("red"))
     (data / "link.png").symlink_to(data.parent / "outside.png")
     (data / "text.png").write_text("no picture")
     (data / "half.png").write_bytes(drawn("red")[:48])
     (data / "drawing.bmp").write_bytes(drawn("red", "BMP"))
-    with pytest.raises(UsageError, match=f"`data.sources`: file:rows.jsonl, row 2: .*{reason}"):
+    with pytest.raises(UsageError, match=f"`data.sources`: file:rows.jsonl, row 2: .*{reason}") as caught:
         read(data, output, {"prompt": "first"}, row(part))
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+    assert digests([Source(data / "rows.jsonl")]), "a plan can be made all the same"
     assert not list(output.rglob("*.png"))
+
+
+def test_a_url_is_fetched_once_for_all_rows(data: Path, output: Path, served: Any) -> None:
+    url, files = served
+    files["/a.png"] = [(200, {}, drawn("red"))]
+    found = read(data, output, row(by_url(f"{url}/a.png"), id="1"), row(by_url(f"{url}/a.png"), id="2"))
+    assert files["/a.png"] == [], "it was asked for"
+    assert found[0].images == found[1].images
+    files["/a.png"] = [(200, {}, drawn("red"))]
+    with pytest.raises(UsageError, match=r"row 2: .*its sha256 is .*, the row says 00"):
+        read(data, output, row(by_url(f"{url}/a.png")), row(by_url(f"{url}/a.png", sha256="00")))
+
+
+def test_a_server_that_fails_is_asked_twice_more_and_is_not_the_datas_fault(
+    data: Path, output: Path, served: Any
+) -> None:
+    url, files = served
+    failure, picture = (503, {}, b""), drawn("red")
+    cut = (200, {"Content-Length": str(len(picture))}, picture[:-9])
+    files["/a.png"] = [failure, cut, (200, {"Content-Length": str(len(picture))}, picture)]
+    (found,) = read(data, output, row(by_url(f"{url}/a.png")))
+    assert len(found.images) == 1
+    files["/b.png"] = [failure] * 3
+    with pytest.raises(MachineError, match=r"row 1: the image .*/b.png cannot be fetched: the server answered 503"):
+        read(data, output, row(by_url(f"{url}/b.png?key=hidden")), row(by_url(f"{url}/b.png")))
+    files["/b.png"] = [cut] * 3
+    with pytest.raises(MachineError, match=rf"broke off after {len(picture) - 9} of {len(picture)} bytes"):
+        read(data, output, row(by_url(f"{url}/b.png")))
+    files["/c.png"] = [(403, {}, b""), (200, {}, picture)]
+    with pytest.raises(UsageError, match="the server answered 403"):
+        read(data, output, row(by_url(f"{url}/c.png")))
+    with pytest.raises(MachineError, match=r"the server cannot be reached: .*refused"):
+        read(data, output, row(by_url("http://127.0.0.1:9/a.png")))
+
+
+def test_a_server_that_never_ends_is_left(
+    data: Path, output: Path, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TRY_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        begin = time.monotonic()
+        with pytest.raises(MachineError, match=r"it did not come within 0\.3 s"):
+            read(data, output, row(by_url(f"http://127.0.0.1:{silent.getsockname()[1]}/a.png")))
+        assert time.monotonic() - begin < 10
+
+
+def test_redirections_are_followed_to_where_data_may_be_fetched_from(
+    data: Path, output: Path, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, files = served
+
+    def to(place: str) -> list[Answer]:
+        return [(302, {"Location": place}, b"")]
+
+    files["/red.png"], files["/a"], files["/b"] = drawn("red"), to("/b"), to(f"{url}/red.png")
+    (found,) = read(data, output, row(by_url(f"{url}/a")))
+    assert len(found.images) == 1
+    for place, reason in (
+        ("file:///etc/hostname", "a URL begins with"),
+        ("ftp://host/a.png", "a URL begins with"),
+        ("http://user:hidden@host/", "a URL with a user or password"),
+        ("http://[::1/", "it is redirected to what is not a URL"),
+    ):
+        files["/a"] = to(place)
+        with pytest.raises(UsageError, match=f"the image {url}/a cannot be read: {reason}"):
+            read(data, output, row(by_url(f"{url}/a")))
+
+    class AllowedOnce(list[Answer]):
+        def pop(self, *where: Any) -> Answer:
+            monkeypatch.delenv(download.ALLOWS_LOCAL)
+            return super().pop(*where)
+
+    files["/a"] = AllowedOnce(to(f"{url}/red.png"))
+    with pytest.raises(UsageError, match=r"its host has the address 127\.0\.0\.1, which is not on the internet"):
+        read(data, output, row(by_url(f"{url}/a")))
+    monkeypatch.setenv(download.ALLOWS_LOCAL, "1")
+    files["/a"] = to("/a") * 9
+    with pytest.raises(UsageError, match="it is redirected more than 5 times"):
+        read(data, output, row(by_url(f"{url}/a")))
+
+
+def test_a_picture_of_a_camera_with_further_ones_behind_is_its_first(data: Path, output: Path) -> None:
+    first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
+    first.save(data / "both.jpg", "MPO", save_all=True, append_images=[second])
+    (found,) = read(data, output, row(by_path("both.jpg")))
+    assert found.images[0].endswith(".jpg")
+
+
+def test_what_is_too_large_is_not_read(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (data / "large.png").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file that no memory holds
+    with pytest.raises(UsageError, match="it is larger than 20 MiB"):
+        read(data, output, row(by_path("large.png")))
+    monkeypatch.setattr(images, "MOST_BYTES", 64)
+    with pytest.raises(UsageError, match="it is larger than"):
+        read(data, output, row(by_url(f"data:;base64,{'%' * 999}")))
 
 
 def test_images_of_data_sets_and_of_other_speakers_than_users_are_refused(tmp_path: Path) -> None:
