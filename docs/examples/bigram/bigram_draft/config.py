@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigram_draft.shape import Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,7 @@ class Config:
     aux_layers: tuple[int, ...] = (0,)
 
     @classmethod
-    def for_verifier(cls, facts: Any, options: Any, *, draft_vocab_size: int, aux_layers: Sequence[int]) -> Config:
+    def for_verifier(cls, facts: Any, options: Options, *, draft_vocab_size: int, aux_layers: Sequence[int]) -> Config:
         return cls(vocab_size=facts.vocab_size, rank=options.rank, tokens=options.tokens)
 
     def to_config_json(self) -> dict[str, Any]:
@@ -32,11 +35,11 @@ class Config:
         return cls(vocab_size=size, rank=config["rank"], tokens=config["tokens"])
 
 
-def verifier_layers(options: Any, layers: int) -> tuple[int, ...]:
+def verifier_layers(options: Options, layers: int) -> tuple[int, ...]:
     """The streams that the draft reads. It reads none; the smallest stands for nothing."""
     return (0,)
 
 
-def trained_parameters(options: Any, facts: Mapping[str, float]) -> float:
+def trained_parameters(options: Options, facts: Mapping[str, float]) -> float:
     """For the estimate of memory and disk."""
     return 2 * facts["vocab_size"] * options.rank

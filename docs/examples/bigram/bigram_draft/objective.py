@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bigram_draft.config import Config
 from bigram_draft.network import Network
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
 from speculators.algorithms.chains import find_chains
@@ -21,11 +22,13 @@ class Objective:
             reduction="token_mean",
             is_renormalized=True,
             drops_unknown=False,
+            follows_data=False,
         )
         self.judge = Judge(criterion, verifier, None, dtype=torch.float32, compute_dtype=compute_dtype)
 
     def draft_config(self) -> dict[str, Any]:
-        return self.network.config.to_config_json()
+        config: Config = self.network.config
+        return config.to_config_json()
 
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps)
