@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from speculators.algorithms.round_limit import round_limit
 from speculators.checkpoints.load import Checkpoint, draft_shape, load_draft, proposal_of, read_checkpoint
 from speculators.decoding.loop import Decoder
 from speculators.decoding.models import Proposal
@@ -103,10 +104,10 @@ def open_proposal(checkpoint: Checkpoint, verifier: VerifierModel, directory: Pa
 
 
 def _check_length(checkpoint: Checkpoint, speculative_tokens: int) -> None:
-    limit = checkpoint.config.get("num_heads")  # a draft of heads; others have no limit
-    if isinstance(limit, int) and speculative_tokens > limit:
+    limit = round_limit(checkpoint.config)
+    if limit is not None and speculative_tokens > limit.tokens:
         raise UsageError(
-            f"{checkpoint.directory} proposes at most {limit} tokens in a round, one a head; "
+            f"{checkpoint.directory} proposes at most {limit.tokens} tokens in a round ({limit.why}); "
             f"{speculative_tokens} are asked for"
         )
 

@@ -41,7 +41,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_more_tokens_than_heads_are_refused_before_anything_is_served(checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="proposes at most 2 tokens in a round, one a head; 3 are asked for"):
+    with pytest.raises(
+        UsageError, match=r"proposes at most 2 tokens in a round \(the draft has 2 heads\); 3 are asked for"
+    ):
         open_served(checkpoint, ServeOptions(dtype="float32", device="cpu", speculative_tokens=3))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speculators.algorithms.decoder_layout import Shapes, completed_config, layer_tensors, vocabulary_tensors
+from speculators.algorithms.round_limit import round_problems
 from speculators.errors import UsageError
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -79,21 +80,9 @@ def shared_problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list
     if any(windowed(layer)) and not (layer.get("sliding_window") and layer.get("use_sliding_window")):
         what = "transformer_layer_config has layers of sliding_attention"
         found.append(f"{what}, and vLLM reads their sliding_window only with use_sliding_window")
-    return found + _round_problems(config)
+    return found + round_problems(config)
 
 
 def windowed(layer: Mapping[str, Any]) -> list[bool]:
     """Which layers have a window, by the decoder's config; nothing where it does not say."""
     return [kind == "sliding_attention" for kind in layer.get("layer_types") or ()]
-
-
-def _round_problems(config: Mapping[str, Any]) -> list[str]:
-    """A round of more tokens than a block has: vLLM would make longer blocks than the draft was trained with."""
-    methods = (config.get("speculators_config") or {}).get("proposal_methods") or [{}]
-    tokens, size = methods[0].get("speculative_tokens"), config.get("block_size")
-    if not isinstance(tokens, int) or not isinstance(size, int):
-        return []
-    most = size if config.get("sample_from_anchor") else size - 1
-    if tokens <= most:
-        return []
-    return [f"proposal_methods[0].speculative_tokens is {tokens}, and a block of {size} drafts {most}"]

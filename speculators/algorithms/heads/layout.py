@@ -27,12 +27,3 @@ def heads_tensors(config: Mapping[str, Any], width: int) -> Shapes:
     """Output layers that read `width` channels: one a head, or `lm_head` for all."""
     names = ["lm_head"] if config["shared_head"] else [f"lm_heads.{number}" for number in range(config["num_heads"])]
     return {f"{name}.weight": (config["draft_vocab_size"], width) for name in names}
-
-
-def too_many_tokens(config: Mapping[str, Any]) -> list[str]:
-    """A round that proposes more tokens than there are heads."""
-    methods = (config.get("speculators_config") or {}).get("proposal_methods") or [{}]
-    tokens, heads = methods[0].get("speculative_tokens"), config.get("num_heads")
-    if isinstance(tokens, int) and isinstance(heads, int) and tokens > heads:
-        return [f"speculative_tokens is {tokens}, but the draft has {heads} heads"]
-    return []

@@ -7,6 +7,7 @@ from typing import Any
 
 from speculators.algorithms.decoder_layout import Shapes, vocabulary_tensors
 from speculators.algorithms.heads import layout as heads
+from speculators.algorithms.round_limit import round_problems
 
 ARCHITECTURE = "HydraDraftModel"
 IS_SERVED = False
@@ -45,4 +46,4 @@ def tensors(config: Mapping[str, Any]) -> Shapes:
 
 def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     """What is wrong in a config."""
-    return heads.too_many_tokens(config)
+    return round_problems(config)
