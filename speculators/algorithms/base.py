@@ -91,6 +91,9 @@ class DraftNetwork(nn.Module):
     added: ClassVar[tuple[str, ...]] = ()
     """Modules, by name, that it adds to another algorithm's draft: beginning with one of those leaves them fresh."""
 
+    tables_and_heads: ClassVar[tuple[str, ...]] = ("embed_tokens", "lm_head", "lm_heads")
+    """Parts of the names of parameters that are look-up tables or output layers: Muon is not meant for those."""
+
     def attach(self, weights: VerifierWeights) -> None:
         """Take what is shared with the verifier; only asked where `shares_weights`."""
 

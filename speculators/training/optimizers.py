@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from speculators.algorithms.base import DraftNetwork
 from speculators.recipe.shapes.train import AdamW, AdamW8bit, Muon
 from speculators.training import muon
 from speculators.training.sharding import divided_like, whole
 
 MUON_ADAMW_BETAS = (0.9, 0.95)
-NOT_HIDDEN = ("embed_tokens", "lm_head")
-"""Matrices that are look-up tables or heads: Muon is not meant for them."""
 
 
 class Optimizer:
@@ -26,7 +25,7 @@ class Optimizer:
     AdamW8bit's of matrices are one byte a value, with a scale for every 256.
     """
 
-    def __init__(self, network: nn.Module, options: AdamW | AdamW8bit | Muon) -> None:
+    def __init__(self, network: DraftNetwork, options: AdamW | AdamW8bit | Muon) -> None:
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         if isinstance(options, AdamW | AdamW8bit):
             make = _adamw if isinstance(options, AdamW) else _adamw8bit
@@ -34,8 +33,9 @@ class Optimizer:
                 make(list(named.values()), options.learning_rate, options.weight_decay, options.betas, options.epsilon)
             ]
         else:
-            hidden = [parameter for name, parameter in named.items() if is_hidden_matrix(name, parameter)]
-            others = [parameter for name, parameter in named.items() if not is_hidden_matrix(name, parameter)]
+            is_hidden = {name: is_hidden_matrix(network, name, parameter) for name, parameter in named.items()}
+            hidden = [parameter for name, parameter in named.items() if is_hidden[name]]
+            others = [parameter for name, parameter in named.items() if not is_hidden[name]]
             self._parts = [
                 muon.Muon(
                     hidden,
@@ -101,9 +101,9 @@ class Optimizer:
                         moments[name] = divided_like(moment, parameter)
 
 
-def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon takes this parameter."""
-    return parameter.dim() == 2 and not any(part in name for part in NOT_HIDDEN)
+def is_hidden_matrix(network: DraftNetwork, name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon takes this parameter of the network."""
+    return parameter.dim() == 2 and not set(name.split(".")) & set(network.tables_and_heads)
 
 
 def _adamw(

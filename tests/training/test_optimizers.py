@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from speculators.algorithms.base import DraftNetwork
 from speculators.layers.products import mix_precision, weights_rounded_once
 from speculators.recipe.shapes.train import AdamW, AdamW8bit, Muon, Schedule
 from speculators.training.optimizers import Optimizer, is_hidden_matrix
@@ -17,7 +18,7 @@ from speculators.training.schedules import rate
 ADAMW = AdamW(learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.95), epsilon=1e-8)
 
 
-class Small(nn.Module):
+class Small(DraftNetwork):
     def __init__(self) -> None:
         super().__init__()
         self.lm_head = nn.Linear(3, 5, bias=False)
@@ -27,13 +28,20 @@ class Small(nn.Module):
             nn.init.ones_(parameter)
 
 
+class Matrix(DraftNetwork):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(64, 128, bias=False).weight
+
+
 def with_gradients(network: nn.Module, value: float) -> None:
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, value)
 
 
 def test_muon_takes_hidden_matrices_only() -> None:
-    taken = {name for name, parameter in Small().named_parameters() if is_hidden_matrix(name, parameter)}
+    network = Small()
+    taken = {name for name, parameter in network.named_parameters() if is_hidden_matrix(network, name, parameter)}
     assert taken == {"fc.weight"}
 
 
@@ -109,7 +117,7 @@ def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
 def test_moments_of_matrices_in_eight_bits_follow_full_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchao")
     monkeypatch.setattr(torch, "compile", lambda step, **options: step)  # only its numbers matter here
-    networks = [nn.Linear(64, 128, bias=False) for _ in range(3)]
+    networks = [Matrix() for _ in range(3)]
     for one in networks[1:]:
         one.load_state_dict(networks[0].state_dict())
     options = AdamW(1e-2, 0.1, (0.9, 0.95), 1e-8), AdamW8bit(1e-2, 0.1, (0.9, 0.95), 1e-8)
@@ -117,7 +125,7 @@ def test_moments_of_matrices_in_eight_bits_follow_full_ones(tmp_path: Path, monk
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(128, 64, generator=generator) for _ in range(6)]
 
-    def step(network: nn.Module, optimizer: Optimizer, number: int) -> None:
+    def step(network: Matrix, optimizer: Optimizer, number: int) -> None:
         for parameter in network.parameters():
             parameter.grad = gradients[number].clone()
         optimizer.step(1.0 - number / 10, None)

@@ -39,6 +39,11 @@ class DFlash2Network(DFlashNetwork):
 
     config: DFlash2Config
     added: ClassVar[tuple[str, ...]] = ("attention_conv", "mlp_conv", "candidate_selector")
+    tables_and_heads: ClassVar[tuple[str, ...]] = (
+        *DFlashNetwork.tables_and_heads,
+        "predecessor_codebook",
+        "successor_codebook",
+    )
 
     def __init__(self, config: DFlash2Config) -> None:
         super().__init__(config)

@@ -32,6 +32,12 @@ class DSparkNetwork(DFlashNetwork):
 
     config: DSparkConfig
     added: ClassVar[tuple[str, ...]] = ("markov_head", "confidence_head")
+    tables_and_heads: ClassVar[tuple[str, ...]] = (
+        *DFlashNetwork.tables_and_heads,
+        "markov_w1",
+        "markov_w2",
+        "confidence_head",
+    )
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__(config)

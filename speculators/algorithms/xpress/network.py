@@ -61,6 +61,7 @@ class XPressNetwork(DFlashNetwork):
 
     config: XPressConfig
     added: ClassVar[tuple[str, ...]] = ("refiner_head",)
+    tables_and_heads: ClassVar[tuple[str, ...]] = (*DFlashNetwork.tables_and_heads, "token_embed", "readout")
 
     def __init__(self, config: XPressConfig) -> None:
         super().__init__(config)

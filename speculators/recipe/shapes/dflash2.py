@@ -27,3 +27,8 @@ class DFlash2(BlockOptions, frozen=True, tag="dflash2", tag_field="type"):
     gamma: float
     convolution: Convolution
     selector: Selector
+
+    @property
+    def train_version(self) -> int:
+        """Since 2 Muon leaves the selector's tables to AdamW."""
+        return 2

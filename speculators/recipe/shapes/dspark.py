@@ -35,6 +35,11 @@ class DSpark(ReducedBlockOptions, frozen=True, tag="dspark", tag_field="type"):
         """With a confidence head."""
         return self.confidence.weight > 0
 
+    @property
+    def train_version(self) -> int:
+        """Since 2 Muon leaves the Markov head's tables and the confidence head to AdamW."""
+        return 2
+
     def findings(self) -> Iterator[Finding]:
         """What all block drafts may have wrong, and a confidence that has nothing to foretell."""
         yield from super().findings()

@@ -28,3 +28,8 @@ class XPress(ReducedBlockOptions, frozen=True, tag="xpress", tag_field="type"):
     refiner: Refiner
     free_running: FreeRunning
     base_weight: float
+
+    @property
+    def train_version(self) -> int:
+        """Since 2 Muon leaves the refiner's table and its output layer to AdamW."""
+        return 2
