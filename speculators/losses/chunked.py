@@ -67,6 +67,8 @@ def chunked_loss(
     low = [rounded] if isinstance(rounded, torch.Tensor) else list(rounded)
     size = chunk or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(low[0]))
     work = _Work(steps, low, targets, positions, losses, size)
+    if not torch.is_grad_enabled():  # inside of the function it never is
+        return work.run(None, [None] * len(weights)), work.judged
     hidden = [step.hidden for step in steps]
     total: torch.Tensor = _ChunkedLoss.apply(work, len(weights), *weights, *hidden)  # type: ignore[no-untyped-call]
     return total, work.judged
