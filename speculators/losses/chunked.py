@@ -65,13 +65,17 @@ def chunked_loss(
     """
     weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
     low = [rounded] if isinstance(rounded, torch.Tensor) else list(rounded)
-    size = chunk or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(low[0]))
-    work = _Work(steps, low, targets, positions, losses, size)
+    work = _Work(steps, low, targets, positions, losses, chunk_size(len(low[0]), chunk))
     if not torch.is_grad_enabled():  # inside of the function it never is
         return work.run(None, [None] * len(weights)), work.judged
     hidden = [step.hidden for step in steps]
     total: torch.Tensor = _ChunkedLoss.apply(work, len(weights), *weights, *hidden)  # type: ignore[no-untyped-call]
     return total, work.judged
+
+
+def chunk_size(vocabulary: int, asked: int | None = None) -> int:
+    """Positions whose logits over so many tokens are held at a time: as `asked`, else by their number."""
+    return asked or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // vocabulary)
 
 
 class _Work:

@@ -138,3 +138,22 @@ def test_chunks_of_the_loss_change_rounding_alone(training: Build, name: str) ->
     train(small)
     assert max(seen) == 5
     same_draft(small.output, plain.output)
+
+
+@pytest.mark.parametrize("name", ["dflash2", "xpress"])
+def test_tokens_that_the_draft_chooses_in_training_are_found_in_chunks_too(
+    training: Build, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = inputs_of(training, name, "small")
+    apply_execution(small.objective, msgspec.structs.replace(small.options.execution, loss_positions=5), Silent())
+    rows: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if len(weight) == small.objective.network.config.draft_vocab_size:
+            rows.append(x.numel() // x.shape[-1])
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    train(small)
+    assert max(rows) == 5

@@ -17,7 +17,7 @@ from speculators.algorithms.dflash.objective import BlockObjective, falling
 from speculators.algorithms.dflash2.network import DFlash2Network
 from speculators.algorithms.judging import Counted, chosen_otherwise
 from speculators.layers.vocabulary import VerifierHead
-from speculators.losses.chunked import CHUNK_ELEMENTS, CHUNK_POSITIONS
+from speculators.losses.chunked import chunk_size
 from speculators.recipe.shapes.dflash2 import DFlash2
 
 
@@ -70,7 +70,7 @@ class DFlash2Objective(BlockObjective):
     @torch.no_grad()
     def _candidates(self, state: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens int64 [n, c] after states [n, h], never all logits at once."""
-        size = max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(self._head))
+        size = chunk_size(len(self._head), self.judge.chunk)
         count = self._draft.config.selector_top_k
         parts = [
             functional.linear(part.to(self._head.dtype), self._head).topk(count, -1).indices

@@ -18,7 +18,7 @@ from speculators.algorithms.xpress.network import XPressNetwork
 from speculators.algorithms.xpress.passes import free_running
 from speculators.layers.products import rounded_weight
 from speculators.layers.vocabulary import VerifierHead
-from speculators.losses.chunked import CHUNK_ELEMENTS, CHUNK_POSITIONS
+from speculators.losses.chunked import chunk_size
 from speculators.recipe.shapes.xpress import XPress
 
 
@@ -71,7 +71,7 @@ class XPressObjective(BlockObjective):
     @torch.no_grad()
     def _likeliest(self, read: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The likeliest token after every slot, verifier ids int64 [n, B], never all logits at once."""
-        size = max(CHUNK_POSITIONS, CHUNK_ELEMENTS // len(weight))
+        size = chunk_size(len(weight), self.judge.chunk)
         parts = torch.split(read.flatten(0, 1).to(weight.dtype), size)
         ids = torch.cat([functional.linear(part, weight).argmax(-1) for part in parts]).view(read.shape[:2])
         rows = self._draft.target_ids
