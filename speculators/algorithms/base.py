@@ -88,6 +88,9 @@ class DraftNetwork(nn.Module):
     shares_weights: ClassVar[bool] = False
     """Whether it uses the verifier's own embedding or head, which are then in no checkpoint (`attach`)."""
 
+    computes_layers_in_halves: ClassVar[bool] = True
+    """Whether training goes through `enter` and `leave` of its decoder layers, if it has any: they can be compiled."""
+
     added: ClassVar[tuple[str, ...]] = ()
     """Modules, by name, that it adds to another algorithm's draft: beginning with one of those leaves them fresh."""
 

@@ -23,24 +23,31 @@ COMPILED = ("enter", "leave")
 
 
 def apply_execution(objective: Objective, execution: Execution, report: Reporter, backend: str = "inductor") -> None:
-    """Change how `objective` is computed, as `execution` says; `backend` is torch.compile's."""
-    network = objective.network
+    """Change how `objective` is computed, as `execution` says; `backend` is torch.compile's.
+
+    What does nothing for this algorithm is told in a line each.
+    """
+    network, nothing = objective.network, "does nothing: this algorithm's"
     if execution.loss_positions is not None:
         judge = getattr(objective, "judge", None)
         if isinstance(judge, Judge):
             judge.chunk = execution.loss_positions
         else:
-            report.message("train.execution.loss_positions does nothing: this algorithm's loss is not made in chunks")
+            report.message(f"train.execution.loss_positions {nothing} loss is not made in chunks")
     if execution.recompute:
-        for module in network.modules():
-            if isinstance(module, GatedMLP):
-                _replace(module, "forward", partial(checkpoint, module.forward, use_reentrant=False))
+        inner = [module for module in network.modules() if isinstance(module, GatedMLP)]
+        for mlp in inner:
+            _replace(mlp, "forward", partial(checkpoint, mlp.forward, use_reentrant=False))
+        if not inner:
+            report.message(f"train.execution.recompute {nothing} draft has no MLPs of decoder layers")
     if execution.compile:
-        failed = _Once(report)
-        for module in network.modules():
-            if isinstance(module, DecoderLayer):
-                for name in COMPILED:
-                    _replace(module, name, _compiled(getattr(module, name), backend, failed))
+        failed, layers = _Once(report), [module for module in network.modules() if isinstance(module, DecoderLayer)]
+        if not layers or not network.computes_layers_in_halves:
+            report.message(f"train.execution.compile {nothing} draft has no layers that are compiled")
+            return
+        for layer in layers:
+            for name in COMPILED:
+                _replace(layer, name, _compiled(getattr(layer, name), backend, failed))
 
 
 class _Once:

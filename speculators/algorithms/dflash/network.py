@@ -35,6 +35,7 @@ class DFlashNetwork(DraftNetwork):
 
     config: DFlashConfig
     shares_weights: ClassVar[bool] = True
+    computes_layers_in_halves: ClassVar[bool] = False
     d2t: torch.Tensor
     t2d: torch.Tensor
     embedding: torch.Tensor
