@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speculators.errors import UsageError
 from speculators.pipeline.step import Context, Estimate, Scope, Step
 from speculators.steps.speed import verifier_memory
 
 if TYPE_CHECKING:
+    from speculators.checkpoints.load import Checkpoint
     from speculators.data.conversations import Conversation
     from speculators.evaluation.acceptance import Answer, Difference
     from speculators.recipe.shapes.recipe import Recipe
@@ -77,6 +79,7 @@ class _Measuring:
         elif tree is not None:
             self.tree = TreeShape(tree.depth, tree.width, tree.nodes)
         network = load_draft(checkpoint, verifier=directory)
+        self._check_round(checkpoint)
         embedded = isinstance(engine, TransformersEngine)
         self.verifier = VerifierModel.load(
             directory,
@@ -90,6 +93,32 @@ class _Measuring:
         # The draft's products are float32 on a CPU, so that what is measured is what training foresaw.
         on_cpu = self.verifier.device.type == "cpu"
         self.proposal = proposal_of(network.to(self.verifier.device, torch.float32 if on_cpu else self.verifier.dtype))
+        self._check_proposal(checkpoint)
+
+    def _check_round(self, checkpoint: Checkpoint) -> None:
+        """What planning cannot see of a converted draft: how much a round of it may propose."""
+        from speculators.algorithms.round_limit import round_limit
+
+        limit = round_limit(checkpoint.config)
+        asked = self.speculative_tokens if self.tree is None else self.tree.depth
+        if limit is not None and asked > limit.tokens:
+            option = "speculative_tokens" if self.tree is None else "tree"
+            raise UsageError(
+                f"`eval.acceptance.{option}` asks for {asked} tokens in a round, and the draft proposes at most "
+                f"{limit.tokens} ({limit.why})"
+            )
+
+    def _check_proposal(self, checkpoint: Checkpoint) -> None:
+        """And whether it makes trees, and knows where to end early."""
+        asked, kind = self.context.config.eval.acceptance, checkpoint.config["speculators_model_type"]
+        if self.tree is not None and not hasattr(self.proposal, "propose_tree"):
+            what = f"`eval.acceptance.tree` asks for trees, and this draft of type {kind} makes none: remove it"
+            raise UsageError(what)
+        if asked.least_confidence and not getattr(self.proposal, "foretells_acceptance", False):
+            raise UsageError(
+                f"this draft of type {kind} foretells no acceptance, so its proposals cannot end early: remove "
+                "`eval.acceptance.least_confidence`"
+            )
 
     def measure(self, prompts: list[Conversation], name: str, temperature: float) -> dict[str, Any]:
         """Figures and samples of one suite at one temperature."""
@@ -100,6 +129,12 @@ class _Measuring:
         fitting = [one for one in rendered if len(one[1]) + asked.max_new_tokens <= self.longest]
         if len(fitting) < len(rendered):
             report.message(f"{name}: left out {len(rendered) - len(fitting)} prompts too long for the verifier")
+        if not fitting:
+            raise UsageError(
+                f"no prompt of the suite `{name}` fits: the verifier reads at most {self.longest} tokens, of which "
+                f"`eval.acceptance.max_new_tokens` takes {asked.max_new_tokens}, and the shortest prompt has "
+                f"{min(len(prompt_ids) for _, prompt_ids in rendered)}. Ask for fewer new tokens"
+            )
         ids = [prompt_ids for _, prompt_ids in fitting]
         images = [self._images(prompt) for prompt, _ in fitting]
         settings = Settings(

@@ -6,11 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from speculators.algorithms.dflash.config import DFlashConfig
+from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.data.conversations import Conversation, Message, write_conversations
 from speculators.evaluation import acceptance as measuring
+from speculators.errors import UsageError
+from speculators.recipe.shapes.eval import DynamicTree
 from speculators.steps import acceptance
 
 (STEP,) = acceptance.steps(SimpleNamespace(eval=SimpleNamespace(acceptance=True)))
@@ -66,6 +70,30 @@ def checkpoint(tmp_path, verifier):
     return tmp_path / "draft"
 
 
+@pytest.fixture
+def block_draft(tmp_path, verifier):
+    """A DFlash draft of blocks of 4 that says it drafts 5 tokens in a round."""
+    shape = DFlashConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        attention_heads=4,
+        key_value_heads=2,
+        head_dim=8,
+        vocab_size=300,
+        draft_vocab_size=300,
+        aux_layers=(1, 2),
+        rope={"rope_type": "default", "rope_theta": 10000.0},
+        rms_norm_eps=1e-6,
+        max_position_embeddings=256,
+        layers=1,
+        block_size=4,
+        mask_token_id=299,
+    )
+    config = speculators_config(shape.to_config_json(), VerifierName(str(verifier / "model"), ("L",)), 5, "float32")
+    write_checkpoint(tmp_path / "draft", config, DFlashNetwork(shape).state_dict())
+    return tmp_path / "draft"
+
+
 def test_every_suite_is_measured_at_every_temperature(run_step, values, verifier, prompts, checkpoint):
     output, told = run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=checkpoint)
     assert [file.name for file in output.iterdir()] == ["acceptance.json"]
@@ -109,3 +137,28 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
 
 def test_no_step_where_the_recipe_asks_for_none():
     assert acceptance.steps(SimpleNamespace(eval=SimpleNamespace(acceptance=None))) == ()
+
+
+def test_a_suite_without_any_prompt_that_fits_names_the_option(run_step, values, verifier, prompts, checkpoint):
+    values["eval"]["acceptance"]["max_new_tokens"] = 100_000
+    said = r"`holdout` fits: the verifier reads at most \d+ tokens, of which `eval.acceptance.max_new_tokens` takes 100000"
+    with pytest.raises(UsageError, match=said):
+        run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=checkpoint)
+
+
+def test_a_draft_that_foretells_nothing_is_not_asked_to_end_early(run_step, values, verifier, prompts, checkpoint):
+    values["eval"]["acceptance"]["least_confidence"] = 0.5
+    said = "type eagle3 foretells no acceptance, .* remove `eval.acceptance.least_confidence`"
+    with pytest.raises(UsageError, match=said):
+        run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=checkpoint)
+
+
+def test_a_draft_without_trees_is_not_asked_for_them(run_step, values, verifier, prompts, block_draft):
+    values["eval"]["acceptance"]["tree"] = DynamicTree(2, 2, 4)
+    with pytest.raises(UsageError, match="asks for trees, and this draft of type dflash makes none"):
+        run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=block_draft)
+
+
+def test_more_than_a_block_is_not_asked_for(run_step, values, verifier, prompts, block_draft):
+    with pytest.raises(UsageError, match=r"asks for 5 tokens in a round, and the draft proposes at most 3"):
+        run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=block_draft)
