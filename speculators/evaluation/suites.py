@@ -6,9 +6,7 @@ from pathlib import Path
 
 from speculators.data.conversations import Conversation, read_conversations
 from speculators.errors import UsageError
-
-SUITES = ("holdout",)
-"""`holdout`: the prompts of the run that were kept out of training."""
+from speculators.recipe.shapes.eval import SUITES
 
 
 def suite(name: str, prompts: Path, limit: int | None = None) -> list[Conversation]:

@@ -14,10 +14,9 @@ from speculators.recipe.locate import Origins, in_order
 from speculators.recipe.nodes import Path_
 from speculators.recipe.phases import phase_findings
 from speculators.recipe.shapes.data import Source
-from speculators.recipe.shapes.eval import Acceptance, StaticTree, Variant
+from speculators.recipe.shapes.eval import SUITES, Acceptance, StaticTree, Variant
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import RandomVerifier
-from speculators.shipped import shipped_folder
 
 RANDOM_CONTEXT = 2048
 
@@ -58,11 +57,6 @@ def findings(recipe: Recipe, *, trust_remote_code: bool | None = None) -> list[F
     if random is not None and recipe.verifier.model is None and not found:
         found += _with_facts(recipe, _RandomFacts(random.layers, random.vocab_size))
     return found
-
-
-def suites() -> list[str]:
-    """The names of all acceptance suites: the run's own held-out prompts, and those that came with us."""
-    return ["holdout", *sorted(file.stem for file in shipped_folder("recipes").glob("suites/*.jsonl"))]
 
 
 @dataclass(frozen=True)
@@ -205,11 +199,10 @@ def _convert(recipe: Recipe) -> Iterator[Finding]:
 def _evaluation(recipe: Recipe) -> Iterator[Finding]:
     acceptance, benchmark = recipe.eval.acceptance, recipe.eval.benchmark
     if acceptance is not None:
-        known = suites()
         for number, suite in enumerate(acceptance.suites):
-            if suite not in known:
-                near = get_close_matches(suite, known, n=1)
-                hint = (f"did you mean `{near[0]}`? " if near else "") + f"allowed: {', '.join(known)}"
+            if suite not in SUITES:
+                near = get_close_matches(suite, SUITES, n=1)
+                hint = (f"did you mean `{near[0]}`? " if near else "") + f"allowed: {', '.join(SUITES)}"
                 yield Finding(("eval", "acceptance", "suites", number), f"there is no suite '{suite}'", hint)
         if not recipe.converts:  # what a converted draft can do is only known when it is read
             yield from _rounds(recipe, acceptance)

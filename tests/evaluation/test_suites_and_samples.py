@@ -13,6 +13,7 @@ from speculators.errors import UsageError
 from speculators.evaluation.acceptance import Answer
 from speculators.evaluation.samples import sample, spread
 from speculators.evaluation.suites import suite
+from speculators.recipe.shapes.eval import SUITES
 
 
 @pytest.fixture
@@ -36,6 +37,10 @@ def test_holdout_is_exactly_the_prompts_kept_out_of_training(prompts: Path) -> N
     assert [one.id for one in found] == [f"p{n}" for n in range(1, 20, 2)]
     assert all(one.messages[-1].role == "user" for one in found)
     assert suite("holdout", prompts, 100) == found
+
+
+def test_every_suite_that_a_recipe_may_name_has_its_prompts(prompts: Path) -> None:
+    assert all(suite(name, prompts) for name in SUITES)
 
 
 def test_fewer_prompts_are_taken_at_even_distances(prompts: Path) -> None:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from speculators.recipe.shapes.common import Shape
 
+SUITES = ("holdout",)
+"""What suites there are: `holdout`, the prompts of the run that were kept out of training."""
+
 
 class DynamicTree(Shape, frozen=True, tag="dynamic", tag_field="type"):
     """Levels, nodes of each that are continued and by how many tokens, nodes that are verified."""
@@ -27,10 +30,7 @@ class StaticTree(Shape, frozen=True, tag="static", tag_field="type"):
 
 
 class Acceptance(Shape, frozen=True):
-    """Real drafting and verifying on every prompt of the suites.
-
-    A suite is `holdout` (the run's held-out prompts) or the name of a shipped suite.
-    """
+    """Real drafting and verifying on every prompt of the suites."""
 
     suites: tuple[str, ...]
     temperature: tuple[float, ...]
