@@ -12,6 +12,8 @@ from functools import cached_property
 
 import torch
 
+from speculators.recipe.tree_paths import unled
+
 
 @dataclass(frozen=True)
 class TreeShape:
@@ -77,15 +79,14 @@ AnyShape = TreeShape | StaticShape
 
 def path_problem(paths: Sequence[Sequence[int]]) -> str | None:
     """What keeps these paths from being a tree, in words; None for nothing."""
-    known = {tuple(path) for path in paths}
     if not paths:
         return "there is no path"
-    for path in map(tuple, paths):
-        if not path:
-            return "a path is empty"
-        if len(path) > 1 and path[:-1] not in known:
-            return f"{list(path)} is there and {list(path[:-1])}, which leads to it, is not"
-    return None if len(known) == len(paths) else "a path is there twice"
+    if not all(paths):
+        return "a path is empty"
+    if numbers := unled(paths):
+        path = list(paths[numbers[0]])
+        return f"{path} is there and {path[:-1]}, which leads to it, is not"
+    return None if len(set(map(tuple, paths))) == len(paths) else "a path is there twice"
 
 
 @dataclass(frozen=True)

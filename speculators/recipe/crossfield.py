@@ -17,6 +17,7 @@ from speculators.recipe.shapes.data import Source
 from speculators.recipe.shapes.eval import SUITES, Acceptance, StaticTree, Variant
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import RandomVerifier
+from speculators.recipe.tree_paths import unled
 
 RANDOM_CONTEXT = 2048
 
@@ -238,11 +239,10 @@ def _tree(recipe: Recipe, acceptance: Acceptance) -> Iterator[Finding]:
         what = f"`eval.acceptance.tree` has {tree.depth} levels, but a round of this draft proposes {most} tokens"
         yield Finding((*here, "paths" if isinstance(tree, StaticTree) else "depth"), what, f"at most {most}")
     if isinstance(tree, StaticTree):
-        known = set(tree.paths)
-        for number, path in enumerate(tree.paths):
-            if len(path) > 1 and path[:-1] not in known:
-                what = f"`eval.acceptance.tree` has the path {list(path)}, and not {list(path[:-1])}, which leads there"
-                yield Finding((*here, "paths", number), what, "name it too")
+        for number in unled(tree.paths):
+            path = list(tree.paths[number])
+            what = f"`eval.acceptance.tree` has the path {path}, and not {path[:-1]}, which leads there"
+            yield Finding((*here, "paths", number), what, "name it too")
     elif tree.nodes < tree.depth:
         what = f"`eval.acceptance.tree` has {tree.depth} levels and only {tree.nodes} nodes"
         yield Finding((*here, "nodes"), what, f"write {tree.depth} or more")

@@ -141,7 +141,9 @@ def test_no_step_where_the_recipe_asks_for_none():
 
 def test_a_suite_without_any_prompt_that_fits_names_the_option(run_step, values, verifier, prompts, checkpoint):
     values["eval"]["acceptance"]["max_new_tokens"] = 100_000
-    said = r"`holdout` fits: the verifier reads at most \d+ tokens, of which `eval.acceptance.max_new_tokens` takes 100000"
+    said = (
+        r"`holdout` fits: the verifier reads at most \d+ tokens, of which `eval.acceptance.max_new_tokens` takes 100000"
+    )
     with pytest.raises(UsageError, match=said):
         run_step(STEP, values, verifier=verifier, prompts=prompts, checkpoint=checkpoint)
 
