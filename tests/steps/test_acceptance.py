@@ -12,8 +12,8 @@ from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.data.conversations import Conversation, Message, write_conversations
-from speculators.evaluation import acceptance as measuring
 from speculators.errors import UsageError
+from speculators.evaluation import acceptance as measuring
 from speculators.recipe.shapes.eval import DynamicTree
 from speculators.steps import acceptance
 

@@ -83,7 +83,7 @@ def before_anchors(batch: Batch, chains: Chains) -> torch.Tensor:
 
     (There the embedded engine does not know it either.)
     """
-    is_first = (chains.positions[chains.in_context] == 0).to(batch.input_ids.device)
+    is_first = (chains.roots == chains.starts[chains.in_context]).to(batch.input_ids.device)
     return torch.where(is_first, batch.input_ids[chains.roots + 1], batch.input_ids[chains.roots])
 
 

@@ -1,16 +1,17 @@
 """The refiner against its formulas, slot by slot, on the states that the block's layers give."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
-from speculators.algorithms.chains import find_chains
+from speculators.algorithms.chains import chains_of, find_chains
 from speculators.algorithms.dflash.objective import block_states
 from speculators.algorithms.xpress.config import XPressConfig
 from speculators.algorithms.xpress.network import XPressNetwork
-from speculators.algorithms.xpress.objective import XPressObjective
+from speculators.algorithms.xpress.objective import XPressObjective, before_anchors
 from speculators.algorithms.xpress.passes import free_running
 from speculators.recipe.load import load_recipe
 from speculators.verifiers.weights import VerifierWeights
@@ -113,3 +114,14 @@ def test_after_p_passes_the_first_p_tokens_are_those_of_choosing_one_by_one(netw
         passes = list(free_running(network.refiner_head, states, anchors, before, likeliest, B - 1))
         for number, u in enumerate(passes, start=1):
             assert torch.equal(likeliest(states, u)[:, 1 : 1 + number], wanted[:, :number])
+
+
+def test_a_documents_first_token_is_known_by_its_place_and_not_by_its_rotary_position(make_batch) -> None:
+    """Behind images rotary positions are others: they may begin above 0, and an image's stand still."""
+    batch = make_batch(["0111", "00111"])
+    turned = replace(batch, positions=torch.tensor([3, 4, 5, 6, 0, 0, 1, 2, 3]))
+    chains = chains_of(turned, 2)
+    assert chains.roots.tolist() == [0, 1, 5, 6]
+    ids = batch.input_ids
+    assert torch.equal(before_anchors(turned, chains), ids[[1, 1, 5, 6]])
+    assert torch.equal(before_anchors(batch, chains_of(batch, 2)), ids[[1, 1, 5, 6]])
