@@ -102,13 +102,8 @@ class Drafter:
 
         Row b has read `lengths[b]` positions; `unread[b]` are the tokens after those whose features were kept.
         """
-        assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
-        counts = [len(tokens) for tokens in unread]
-        width, n = max(counts), len(counts)
-        next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
-        features, numbers = self._features[:n, :width], self._numbers[:n]
         drafted = self._k if self._proposal.drafts_at_once else k
-        asked = self._cache, numbers, next_ids, features, lengths, counts, drafted, choose
+        asked = self._cache, *self._next(unread, lengths), drafted, choose
         if not self._least:
             return Proposed(self._proposal.propose(*asked)[:, :k])
         proposal = cast("ConfidentProposal", self._proposal)  # the decoder asked for one
@@ -117,13 +112,8 @@ class Drafter:
 
     def grow(self, lengths: Sequence[int], unread: Sequence[list[int]], shape: AnyShape) -> Tree:
         """As `propose`, but a tree for each of the first len(unread) rows."""
-        assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
-        counts = [len(tokens) for tokens in unread]
-        width, n = max(counts), len(counts)
-        next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
-        features, numbers = self._features[:n, :width], self._numbers[:n]
         proposal = cast("TreeProposal", self._proposal)  # the decoder asked for one
-        return proposal.propose_tree(self._cache, numbers, next_ids, features, lengths, counts, shape)
+        return proposal.propose_tree(self._cache, *self._next(unread, lengths), shape)
 
     def draw(
         self,
@@ -151,6 +141,16 @@ class Drafter:
 
         proposed = self.propose(lengths, unread, k, choose)
         return replace(proposed, draft_ids=torch.stack(drawn, 1).tolist(), q=torch.stack(q, 1))
+
+    def _next(
+        self, unread: Sequence[list[int]], lengths: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], list[int]]:
+        """What every proposal is asked with: rows, their next tokens [n, q] and features [n, q, F], lengths, counts."""
+        assert self._features is not None  # noqa: S101  a row without kept features proposes nothing
+        counts = [len(tokens) for tokens in unread]
+        width, n = max(counts), len(counts)
+        next_ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in unread])
+        return self._numbers[:n], next_ids, self._features[:n, :width], lengths, counts
 
     def _features_of(self, ids: torch.Tensor, out: Output) -> torch.Tensor:
         """What the draft reads of the positions of a verifier's pass over `ids` [B, q]: [B, q, F]."""

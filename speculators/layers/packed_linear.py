@@ -7,11 +7,14 @@ halve the memory traffic and use the processor's matrix units; activations stay 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ROWS_HINT = 64
 """Rows of input for which oneDNN chooses the layout; any number of rows is computed correctly and nearly as fast."""
@@ -77,6 +80,14 @@ def pack_linears(module: nn.Module, dtype: torch.dtype | None = None, *, cast_ba
         else:
             packed += pack_linears(child, dtype, cast_back=cast_back)
     return packed
+
+
+def packed_copy(network: Network, dtype: torch.dtype | None = None) -> Network:
+    """A copy of a network for inference, with its linear layers packed (`pack_linears`); what is not, both share."""
+    shared = {id(one): one for one in (*network.parameters(), *network.buffers())}
+    copied = copy.deepcopy(network, shared)
+    pack_linears(copied, dtype)
+    return copied
 
 
 def merge_linears(linears: Sequence[nn.Linear], dtype: torch.dtype | None = None) -> nn.Module:

@@ -6,7 +6,6 @@ every row holds as many positions as the loop counts; reading that token again i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,7 +13,8 @@ import torch
 from torch.nn import functional
 
 from speculators.algorithms.draft_model.network import DraftModelNetwork
-from speculators.layers.packed_linear import PackedLinear, can_pack, pack_linears
+from speculators.layers.cached_attention import cached_attention
+from speculators.layers.packed_linear import PackedLinear, can_pack, packed_copy
 from speculators.layers.slot_cache import Place, SlotCache
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -32,10 +32,7 @@ class DraftModelProposal:
     reads_tokens: Literal[True] = True
 
     def __init__(self, network: DraftModelNetwork, compute_dtype: torch.dtype | None = None) -> None:
-        shared = {id(one): one for one in (*network.parameters(), *network.buffers())}  # not copied a second time
-        self._network: DraftModelNetwork = copy.deepcopy(network, shared)
-        self.config = network.config
-        pack_linears(self._network, compute_dtype)
+        self._network, self.config = packed_copy(network, compute_dtype), network.config
         weight, dtype = network.head_weight.detach(), compute_dtype or network.dtype
         self._tied = None
         if network.lm_head is None and can_pack(dtype, weight.device):
@@ -107,18 +104,9 @@ class DraftModelProposal:
         for number in range(self.config.layers):
             layer = network.layer(number)
             x, residual = layer.enter(None, state)
-            queries = layer.queries(x, tables)
-            keys, values = (one.transpose(1, 2) for one in layer.keys_values(x, tables))
-            keys, values = cache.write(number, place, keys, values)
-            attended = functional.scaled_dot_product_attention(
-                queries.transpose(1, 2),
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None and width > 1,
-                enable_gqa=queries.shape[2] != keys.shape[1],
-            )
-            state = layer.leave(attended.transpose(1, 2), residual)
+            new = layer.keys_values(x, tables)
+            attended = cached_attention(cache, number, place, layer.queries(x, tables), new, mask)
+            state = layer.leave(attended, residual)
         cache.advance(rows, width)
         return state
 

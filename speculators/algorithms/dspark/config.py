@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from speculators.algorithms.dflash.config import DFlashConfig, verifier_layers
 from speculators.algorithms.dflash.config import trained_parameters as backbone_parameters
+from speculators.algorithms.dspark.layout import ABSENT
 from speculators.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from speculators.recipe.shapes.dspark import DSpark
 
 __all__ = ["Config", "DSparkConfig", "trained_parameters", "verifier_layers"]
-
-_ABSENT = {"markov_head_type": "vanilla", "enable_confidence_head": False, "confidence_head_with_markov": False}
-"""What vLLM takes an absent key to mean."""
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
 """Types of the Markov head (`markov.py` has their formulas)."""
@@ -30,7 +28,7 @@ class DSparkConfig(DFlashConfig):
 
     ALGORITHM: ClassVar[str] = "dspark"
     ARCHITECTURE: ClassVar[str] = "DSparkDraftModel"
-    OWN_KEYS: ClassVar[tuple[str, ...]] = ("markov_rank", *_ABSENT)
+    OWN_KEYS: ClassVar[tuple[str, ...]] = ("markov_rank", *ABSENT)
 
     markov_rank: int
     markov_head_type: str
@@ -57,7 +55,7 @@ class DSparkConfig(DFlashConfig):
     @classmethod
     def from_config_json(cls, config: Mapping[str, Any], verifier_layers: Callable[[], int] | None = None) -> Self:
         """The shape of a draft from its config.json; absent keys mean what vLLM takes them to."""
-        return super().from_config_json({**_ABSENT, **config}, verifier_layers)
+        return super().from_config_json({**ABSENT, **config}, verifier_layers)
 
 
 Config = DSparkConfig

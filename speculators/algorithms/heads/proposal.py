@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from speculators.algorithms.heads.network import HeadsNetwork
 from speculators.algorithms.tree_growth import as_tree, growing
 from speculators.errors import UsageError
-from speculators.layers.packed_linear import pack_linears
+from speculators.layers.packed_linear import packed_copy
 from speculators.layers.trees import AnyShape, Tree
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -40,9 +39,7 @@ class HeadsProposal:
     drafts_at_once = False
 
     def __init__(self, network: HeadsNetwork, compute_dtype: torch.dtype | None = None) -> None:
-        shared = {id(one): one for one in (*network.parameters(), *network.buffers())}  # not copied a second time
-        self._network: HeadsNetwork = copy.deepcopy(network, shared)
-        pack_linears(self._network, compute_dtype)
+        self._network = packed_copy(network, compute_dtype)
         self.config, self.target_ids = network.config, network.target_ids
 
     @property

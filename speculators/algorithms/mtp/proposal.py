@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from speculators.algorithms.mtp.network import MtpNetwork
+from speculators.layers.cached_attention import cached_attention
 from speculators.layers.packed_linear import PackedLinear, can_pack
 from speculators.layers.slot_cache import Place, SlotCache
 
@@ -91,19 +92,10 @@ class MtpProposal:
         tables = network.tables(place.rotary, cache.capacity)
         x, residual = layer.enter(network.embed(ids.to(state.device), place.positions), state)
         queries, gates = layer.queries(x, tables)
-        keys, values = (one.transpose(1, 2) for one in layer.keys_values(x, tables))
-        keys, values = cache.write(0, place, keys, values)
-        mask = cache.mask(place, width)
-        attended = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and width > 1,
-            enable_gqa=queries.shape[2] != keys.shape[1],
-        )
+        new, mask = layer.keys_values(x, tables), cache.mask(place, width)
+        attended = cached_attention(cache, 0, place, queries, new, mask)
         cache.advance(rows, width)
-        return layer.leave(attended.transpose(1, 2), gates, residual)
+        return layer.leave(attended, gates, residual)
 
 
 Proposal = MtpProposal

@@ -31,5 +31,5 @@ class XPress(ReducedBlockOptions, frozen=True, tag="xpress", tag_field="type"):
 
     @property
     def train_version(self) -> int:
-        """Since 2 Muon leaves the refiner's table and output layer to AdamW, and images hide no token before an anchor."""
+        """Since 2 Muon leaves the table and output layer to AdamW, and images hide no token before an anchor."""
         return 2
