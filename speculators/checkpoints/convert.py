@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from speculators.algorithms.draft_model.source import check_tokens
 from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.importers import Found, find
 from speculators.checkpoints.importers.base import Translation
@@ -64,6 +65,8 @@ def convert(
     """
     found = find(foreign, verifier.facts, format, aux_layers)
     _check_headers(foreign, found)
+    if found.translation.reads_text:
+        check_tokens(foreign.directory, verifier.tokenizer_directory())
     _check_borrowed(foreign, found, verifier)
     own = _own_dtype(foreign, found)
     target = own if dtype == "source" else dtype

@@ -85,6 +85,11 @@ class Foreign:
             _check_index(directory, where, name)
         return cls(name, config, headers, where)
 
+    @property
+    def directory(self) -> Path:
+        """The folder that it lies in."""
+        return next(iter(self.files.values())).parent
+
     def read(self, tensor: str) -> torch.Tensor:
         """One tensor, as it was saved."""
         file = self.files[tensor]

@@ -11,7 +11,7 @@ from pathlib import Path
 from speculators.checkpoints.foreign import PATTERNS, Foreign, weight_files
 from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
-from speculators.verifiers.hub import fetch_files, resolve_commit
+from speculators.verifiers.hub import TOKENIZER, fetch_files, resolve_commit
 
 _INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -69,7 +69,7 @@ def open_draft(source: DraftSource, digest: str, format: str = "auto") -> Foreig
         if parts:
             return Foreign.open(fetch_files(source.hub, commit, ["config.json", *parts]), name, only=parts)
     for patterns in PATTERNS:
-        directory = fetch_files(source.hub, commit, ["config.json", *patterns])
+        directory = fetch_files(source.hub, commit, ["config.json", TOKENIZER, *patterns])
         if weight_files(directory):
             break
     return Foreign.open(directory, name)

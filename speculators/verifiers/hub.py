@@ -13,6 +13,9 @@ from speculators.errors import MachineError, UsageError
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 """What is read of a checkpoint directory or a hub repository; never pickled weights."""
 
+TOKENIZER = "tokenizer.json"
+"""The file that says which token has which id."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 20.0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts, safetensors_header
-from speculators.verifiers.hub import fetch_files
+from speculators.verifiers.hub import TOKENIZER, fetch_files
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,12 @@ class Lender:
         if not found.is_floating_point() or found.element_size() < 2:
             raise UsageError(f"{self.name}: the verifier's {part} is quantised, so it cannot be lent to the draft")
         return found
+
+    def tokenizer_directory(self) -> Path:
+        """Its folder, with its tokenizer.json in it if it has one."""
+        if self.commit is None:
+            return self.directory
+        return fetch_files(self.name, self.commit, [TOKENIZER])
 
     @property
     def _is_tied(self) -> bool:

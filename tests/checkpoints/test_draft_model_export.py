@@ -104,6 +104,25 @@ def test_a_plain_model_is_told_and_becomes_a_draft(checkpoint: Path, lender: Len
     assert back.tensors.keys() == ours.tensors.keys()
 
 
+def tokenizer(folder: Path, shift: int) -> None:
+    words = {f"w{number}": (number + shift) % V for number in range(V)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3"], indirect=True)
+def test_a_model_with_another_tokenizer_is_refused_as_in_training(
+    checkpoint: Path, lender: Lender, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    write_export(read_checkpoint(checkpoint), "draft_model", plain)
+    tokenizer(lender.directory, 0)
+    tokenizer(plain, 0)
+    assert convert(Foreign.open(plain), lender).draft["speculators_model_type"] == "draft_model"
+    tokenizer(plain, 1)
+    with pytest.raises(UsageError, match=r"its token 'w0' is 1, the verifier's 0; both must have the same tokenizer"):
+        convert(Foreign.open(plain), lender)
+
+
 def refused(lender: Lender, folder: Path, edit: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> str:
     config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     edit(config, tensors)

@@ -22,7 +22,8 @@ class Translation:
     `dropped` names every other tensor of the source with the reason; `borrowed` those that must be the verifier's own,
     bit for bit, and are then dropped too. `attached` are tensors that the source leaves to the verifier, `made` those
     that follow from another one (`t2d` from `d2t`). `speculative_tokens` is how many tokens a round of the draft is
-    made for, where it says; `notices` are for the user.
+    made for, where it says; `reads_text` is of one that reads tokens by itself, for which its tokenizer must be the
+    verifier's; `notices` are for the user.
     """
 
     draft: Mapping[str, Any]
@@ -36,6 +37,7 @@ class Translation:
     rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     given: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     speculative_tokens: int | None = None
+    reads_text: bool = False
 
 
 class Importer(Protocol):

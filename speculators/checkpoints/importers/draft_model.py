@@ -45,4 +45,4 @@ def translate(foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] 
     problems += [f"{name} is no tensor of such a model" for name in foreign.headers if name not in known]
     if problems:
         raise UsageError("\n".join([f"{foreign.name} cannot be converted:", *(f"  {what}" for what in problems)]))
-    return Translation(draft, expected, places, dropped)
+    return Translation(draft, expected, places, dropped, reads_text=True)

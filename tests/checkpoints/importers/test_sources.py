@@ -72,6 +72,20 @@ def test_pickled_weights_stay_where_there_are_safetensors(make_draft, hub):
     assert hub.asked == ["config.json", "model.safetensors"]
 
 
+def test_tokenizers_of_draft_and_verifier_come_from_the_hub_for_comparison(make_draft, verifier_folder, hub):
+    folder = make_draft("eagle3").save(hub.remote / "org/draft")
+    (folder / "tokenizer.json").write_text("{}")
+    foreign = open_draft(parse_draft_source("org/draft"), f"hub:org/draft@{COMMIT}")
+    assert (foreign.directory / "tokenizer.json").is_file()
+    large = hub.remote / "org/large"
+    large.mkdir(parents=True)
+    shutil.copyfile(verifier_folder / "config.json", large / "config.json")
+    (large / "tokenizer.json").write_text("{}")
+    lender = Lender.of_hub("org/large", COMMIT)
+    assert hub.asked[-1] == "config.json"
+    assert (lender.tokenizer_directory() / "tokenizer.json").is_file()
+
+
 def test_of_a_large_verifier_one_shard_is_fetched(verifier_folder, hub):
     folder = hub.remote / "org/large"
     folder.mkdir(parents=True)
