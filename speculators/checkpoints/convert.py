@@ -6,6 +6,7 @@ in the config under `converted_from`, so that the draft can be exported again as
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from speculators.algorithms.draft_model.source import check_tokens
 from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.importers import Found, find
+from speculators.checkpoints.importers.assignment import computed
 from speculators.checkpoints.importers.base import Translation
 from speculators.checkpoints.layout import tensor_problems
 from speculators.errors import UsageError
@@ -83,12 +85,25 @@ def convert(
         "layers_given": aux_layers is not None,
         "layer": "midlayer." if any(name.startswith("midlayer.") for name in foreign.headers) else "layers.0.",
         **_shaped_otherwise(found.translation),
+        "layout": layout_digest(_kept(foreign, found.translation)),
         "config": dict(foreign.config),
     }
     draft = dict(found.translation.draft)
     if record["format"] != "speculators":
         draft[RECORD] = record
     return Converted(draft, tensors, target, found)
+
+
+def layout_digest(shapes: Mapping[str, Sequence[int]]) -> str:
+    """A digest of tensors' names and shapes: a config says only how those are read that it was written for."""
+    lines = "".join(f"{name} {list(shape)}\n" for name, shape in sorted(shapes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _kept(foreign: Foreign, translation: Translation) -> dict[str, tuple[int, ...]]:
+    """The source's tensors with their shapes, less what nothing reads, and what the verifier may have to put back."""
+    left = {*computed(foreign), *translation.borrowed}
+    return {name: header.shape for name, header in foreign.headers.items() if name not in left}
 
 
 def _shaped_otherwise(translation: Translation) -> dict[str, Any]:

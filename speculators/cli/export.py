@@ -31,7 +31,8 @@ TARGETS = (
 def command(checkpoint: Path, target: str, output: Path | None) -> None:
     """Write CHECKPOINT, a folder in the speculators format, as another project has it.
 
-    What was converted from that format comes back bit for bit. A draft that the format's readers would take for another
+    What was converted from that format comes back with its weights bit for bit, and with its own config.json where its
+    tensors have the names that they had there. A draft that the format's readers would take for another
     is refused.
     """
     from speculators.checkpoints.exporters import write_export

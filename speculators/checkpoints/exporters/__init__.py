@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from speculators.checkpoints.convert import RECORD
+from speculators.checkpoints.convert import RECORD, layout_digest
 from speculators.checkpoints.exporters.base import Export, Exporter
 from speculators.errors import UsageError
 
@@ -45,8 +45,9 @@ def exporter(target: str) -> Exporter:
 def exported(checkpoint: Checkpoint, target: str) -> Export:
     """A checkpoint in a target's words.
 
-    One that was converted from that very format, in its own type, gets its config back word for word.
-    Raises UsageError for a draft that the target's readers would take for another.
+    One that was converted from that very format, in its own type, gets its config back word for word, if its tensors
+    have the names and shapes that this config was written for. Raises UsageError for a draft that the target's readers
+    would take for another.
     """
     from speculators.checkpoints.layout import completed
 
@@ -58,9 +59,14 @@ def exported(checkpoint: Checkpoint, target: str) -> Export:
         raise UsageError(f"{checkpoint.directory} is of the type {kind}, and {target} is for {allowed}")
     export = chosen.export(config, checkpoint.tensors)
     record = checkpoint.config.get(RECORD) or {}
-    if record.get("format") == target and record["dtype"] == config["dtype"] and not record["layers_given"]:
-        return replace(export, config=record["config"])
-    return export
+    if record.get("format") != target:
+        return export
+    named = {name: checkpoint.tensors[ours] for name, ours in export.tensors.items()} | dict(export.made)
+    made = _as_they_came(named, record, checkpoint)
+    export = replace(export, tensors={}, made=made)
+    own = {name: value.shape for name, value in made.items() if name not in record.get("borrowed", {})}
+    is_the_source = record["dtype"] == config["dtype"] and record.get("layout") == layout_digest(own)
+    return replace(export, config=record["config"]) if is_the_source and not record["layers_given"] else export
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,6 @@ def write_export(checkpoint: Checkpoint, target: str, output: Path) -> Written:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     tensors = {name: checkpoint.tensors[ours] for name, ours in export.tensors.items()} | dict(export.made)
-    record = checkpoint.config.get(RECORD) or {}
-    if record.get("format") == target:
-        tensors = _as_they_came(tensors, record, checkpoint)
     tensors = {name: value.contiguous().clone() for name, value in tensors.items()}  # some are one tensor twice
     if export.file.endswith(".pt"):
         torch.save(tensors, beside / export.file)
@@ -93,6 +96,7 @@ def write_export(checkpoint: Checkpoint, target: str, output: Path) -> Written:
     if output.is_dir():
         output.rmdir()
     beside.replace(output)
+    record = checkpoint.config.get(RECORD) or {}
     came_with = record.get("borrowed", {}) if record.get("format") == target else {}
     return Written(len(tensors), tuple(name for name in came_with if name not in tensors))
 
