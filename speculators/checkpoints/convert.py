@@ -66,7 +66,7 @@ def convert(
     Raises UsageError, with one message, for whatever is wrong with either.
     """
     found = find(foreign, verifier.facts, format, aux_layers)
-    _check_headers(foreign, found)
+    check_headers(foreign, found)
     if found.translation.reads_text:
         check_tokens(foreign.directory, verifier.tokenizer_directory())
     _check_borrowed(foreign, found, verifier)
@@ -116,7 +116,7 @@ def _shaped_otherwise(translation: Translation) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value}
 
 
-def _check_headers(foreign: Foreign, found: Found) -> None:
+def check_headers(foreign: Foreign, found: Found) -> None:
     """Shapes and types of all tensors, before one of them is read."""
     expected, given = found.translation.shapes, found.translation.given
     problems = []

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 from speculators.algorithms import names
-from speculators.checkpoints.exporters import exporter
+from speculators.checkpoints.convert import check_headers
+from speculators.checkpoints.exporters import eagle, exporter
 from speculators.checkpoints.foreign import Foreign, Header
-from speculators.checkpoints.importers import candidates
+from speculators.checkpoints.importers import candidates, find
+from speculators.checkpoints.importers.block_drafts import setting
 from speculators.checkpoints.importers.native import MASK_STATE, eagle_config
 from speculators.checkpoints.importers.unconverted import known_as
-from speculators.checkpoints.layout import completed, layout_of, tensor_problems
+from speculators.checkpoints.layout import completed, layout_of, tensor_problems, vocabulary_problems
 from speculators.checkpoints.rules import config_problems, unserved_form
 from speculators.errors import UsageError
+from speculators.verifiers.facts import VerifierFacts
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2}
 _EMBEDDINGS = "embed_tokens.weight"
@@ -29,8 +31,11 @@ _METHODS = {
     "Qwen3DSparkModel": "dspark",
 }
 """How vLLM calls what it loads by itself under such an architecture."""
-_LOADED = ("eagle", "medusa", "mlp_speculator", "draft_model")
-"""Formats of others that vLLM loads where it does not load ours."""
+_LOADED = ("eagle", "medusa", "draft_model")
+"""Formats of others that vLLM loads where it does not load ours; it keeps its `mlp_speculator` switched off."""
+
+_SOME_LAYERS = 32
+_BY_HAND = "no command mends it: correct its config.json and weights by hand, or make the draft again"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def _ours(foreign: Foreign) -> dict[str, Any]:
 
     config = foreign.config
     problems = config_problems(config)
+    broken: list[str] = []  # tensors that are not those of the config: no command reads such a draft
     reads: tuple[int, ...] | None = None
     if config.get("speculators_model_type") in names():
         try:
@@ -97,13 +103,15 @@ def _ours(foreign: Foreign) -> dict[str, Any]:
             expected = layout_of(whole).tensors(whole)
             if _EMBEDDINGS in expected and _EMBEDDINGS not in present:  # vLLM shares the verifier's
                 present[_EMBEDDINGS] = Header("", expected[_EMBEDDINGS])
-            problems += [what for what in tensor_problems(present, whole) if not what.startswith("t2d ")]
+            broken = [what for what in tensor_problems(present, whole) if not what.startswith("t2d ")]
+            problems += broken
             listed = next((config[key] for key in _LAYER_IDS if config.get(key)), None)
             reads = tuple(listed) if listed else None
             if listed is None and config["speculators_model_type"] in _CHOOSES_LAYERS:
                 problems.append("the config does not list the layers that are read: vLLM takes its own")
         except (UsageError, KeyError) as error:
-            problems.append(f"transformer_layer_config is incomplete: {error}")
+            broken.append(f"transformer_layer_config is incomplete: {error}")
+            problems += broken
     record = config.get("converted_from") or {}
     because = [f"its config says speculators_model_type {config['speculators_model_type']}"]
     if record:
@@ -116,25 +124,48 @@ def _ours(foreign: Foreign) -> dict[str, Any]:
         "verifier": verifier,
         "reads": reads,
         "speculative_tokens": proposal_length(config),
-        **_service(foreign.name, config, verifier or "MODEL", problems),
+        **_service(foreign, verifier or "MODEL", problems, is_broken=bool(broken)),
     }
 
 
-def _service(name: str, config: Mapping[str, Any], verifier: str, problems: list[str]) -> dict[str, Any]:
+def _service(foreign: Foreign, verifier: str, problems: list[str], *, is_broken: bool) -> dict[str, Any]:
     """Whether vLLM serves one of ours as it is, and what to do where it does not."""
+    name, config = foreign.name, foreign.config
     kind = str(config["speculators_model_type"])
     form = unserved_form(config) if kind in names() else None
+    if form is None and not problems:
+        return {"served": True, "problems": (), "advice": (f"vllm serve {name}",)}
+    advice = [_BY_HAND]
     if form is not None:
-        others = (f"vLLM does not load drafts of the type {form} in this format", *problems)
-        return {"served": False, "problems": others, "advice": (*_elsewhere(name, kind), f"speculators serve {name}")}
-    if problems:
-        anew = f"speculators convert {name} --verifier {verifier} writes it anew, every key said"
-        return {"served": False, "problems": tuple(problems), "advice": (anew,)}
-    return {"served": True, "problems": (), "advice": (f"vllm serve {name}",)}
+        problems = [f"vLLM does not load drafts of the type {form} in this format", *problems]
+        refusal = eagle.refusal(config) if kind in eagle.KINDS else None
+        problems += [refusal] if refusal is not None else []
+        if not is_broken:
+            ways = () if refusal is not None else _elsewhere(name, kind)
+            advice = [*ways, f"speculators serve {name}"]
+    elif _is_read_anew(foreign):
+        advice = [f"speculators convert {name} --verifier {verifier} writes it anew, every key said"]
+    return {"served": False, "problems": tuple(problems), "advice": tuple(advice)}
+
+
+def _is_read_anew(foreign: Foreign) -> bool:
+    """Whether `convert` takes one of ours, for a verifier of the sizes that the draft is for."""
+    try:
+        whole = completed(foreign.config)
+        layer = whole["transformer_layer_config"]
+        listed = next((whole[key] for key in _LAYER_IDS if whole.get(key)), (_SOME_LAYERS,))
+        width = whole.get("target_hidden_size") or layer["hidden_size"]
+        sizes = {**layer, "num_hidden_layers": max(listed), "hidden_size": width}
+        found = find(foreign, VerifierFacts.from_config(sizes, where=foreign.name))
+        check_headers(foreign, found)
+        maps = {name: foreign.read(name) for name in ("d2t", "t2d") if name in foreign.headers}
+        return not vocabulary_problems(maps)
+    except (UsageError, KeyError, TypeError):
+        return False
 
 
 def _elsewhere(name: str, kind: str) -> tuple[str, ...]:
-    """How a draft that vLLM does not load in this format gets there in another."""
+    """How a draft that vLLM does not load in this format gets there in another; empty where it does not."""
     if kind == "mtp":
         return (f"speculators stitch {name} --verifier FOLDER -o OUT writes it back into its verifier",)
     target = next((target for target in _LOADED if kind in exporter(target).KINDS), None)
@@ -147,7 +178,10 @@ def _foreign(foreign: Foreign) -> dict[str, Any]:
     named, told = [one.importer.NAME for one in possible], len(possible) == 1
     problems = ["it does not name its verifier"]
     method = next((_METHODS[name] for name in foreign.config.get("architectures") or () if name in _METHODS), None)
-    if method is not None:
+    unserved = _unserved_head(foreign) if method == "dspark" else None
+    if unserved is not None:
+        problems = [f"vLLM does not load {unserved}"]
+    elif method is not None:
         parallel = ', "parallel_drafting": true' if MASK_STATE in foreign.headers else ""
         given = f'{{"method": "{method}", "model": PATH, "num_speculative_tokens": 3{parallel}}}'
         problems = [f"it does not name its verifier; vllm serve MODEL --speculative-config '{given}' gives it one"]
@@ -180,3 +214,9 @@ def _foreign(foreign: Foreign) -> dict[str, Any]:
         "problems": tuple(problems),
         "advice": advice,
     }
+
+
+def _unserved_head(foreign: Foreign) -> str | None:
+    """A DSpark draft in words, where its Markov head is none that vLLM has."""
+    kind = setting(foreign, "markov_head_type") or "vanilla"
+    return unserved_form({"speculators_model_type": "dspark", "markov_head_type": kind})

@@ -38,10 +38,11 @@ def tensor_problems(tensors: Mapping[str, torch.Tensor], config: Mapping[str, An
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    return problems or _vocabulary_problems(tensors)
+    return problems or vocabulary_problems(tensors)
 
 
-def _vocabulary_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+def vocabulary_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """What is wrong with the maps between the two vocabularies, if both are there."""
     import torch
 
     d2t, t2d = tensors.get("d2t"), tensors.get("t2d")

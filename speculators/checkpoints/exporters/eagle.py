@@ -14,14 +14,21 @@ KINDS = ("eagle", "hass")
 """The types of ours that can be said so."""
 
 
+def refusal(config: Mapping[str, Any]) -> str | None:
+    """Why vLLM would not load a draft with this config.json, None where it would."""
+    if config.get("fc_bias"):
+        return "the draft's `fc` has a bias, which vLLM does not load; train it with `fc_bias: false`"
+    return None
+
+
 def export(config: Mapping[str, Any], names: Collection[str]) -> Export:
     """A flat Llama config, and our own names.
 
     `config` is our `completed` config.json, `names` are the names of the draft's tensors. Raises UsageError for a draft
     that vLLM would not load.
     """
-    if config["fc_bias"]:
-        raise UsageError("the draft's `fc` has a bias, which vLLM does not load; train it with `fc_bias: false`")
+    if (why := refusal(config)) is not None:
+        raise UsageError(why)
     layer = {key: value for key, value in config["transformer_layer_config"].items() if value is not None}
     written = {
         **layer,

@@ -406,3 +406,10 @@ def test_what_a_format_cannot_say_is_refused(kind, change, message, make, lender
     write_checkpoint(tmp_path / "ours", config, converted.tensors)
     with pytest.raises(UsageError, match=message):
         exported(read_checkpoint(tmp_path / "ours"), FORMAT[kind])
+
+
+@pytest.mark.parametrize(("head", "is_served"), [("vanilla", True), ("gated", False), ("rnn", False)])
+def test_a_markov_head_that_vllm_does_not_have_is_said(head, is_served, make, opened):
+    problems = describe(opened(make("dspark", markov_head_type=head))).problems
+    assert any('"method": "dspark"' in problem for problem in problems) is is_served
+    assert (f"vLLM does not load dspark with a Markov head of the type {head}" in problems) is not is_served

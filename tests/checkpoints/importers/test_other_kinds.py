@@ -17,7 +17,14 @@ from speculators.recipe.load import load_recipe
 from speculators.verifiers.layer_ids import auto_layers
 
 OUT = {"eagle": "eagle", "medusa": "medusa", "mlp_speculator": "mlp_speculator", "draft_model": "draft_model"}
-NEEDED = {"draft_model": ", random: {layers: 2}"}
+_BLOCKS = ", layers: 2, block_size: 4, aux_layers: [1, 3], draft_vocab_size: null"
+NEEDED = {
+    "draft_model": ", random: {layers: 2}",
+    "dflash": _BLOCKS,
+    "dspark": _BLOCKS,
+    "eagle3": ", aux_layers: [1, 2, 3], draft_vocab_size: null",
+    "peagle": ", aux_layers: [1, 2, 3], draft_vocab_size: null",
+}
 """What a recipe has to say of an algorithm beside its name."""
 
 
@@ -53,8 +60,71 @@ def test_what_vllm_does_not_load_in_our_format_is_said_with_the_way_there(kind, 
     told = describe(Foreign.open(tmp_path / "ours"))
     assert not told.served
     assert told.problems[0] == f"vLLM does not load drafts of the type {kind} in this format"
-    ways = [f"speculators export {tmp_path / 'ours'} --to {OUT[kind]} writes what vLLM loads"] if kind in OUT else []
+    loaded = kind in OUT and kind != "mlp_speculator"  # vLLM keeps its reader of these switched off
+    ways = [f"speculators export {tmp_path / 'ours'} --to {OUT[kind]} writes what vLLM loads"] if loaded else []
     assert list(told.advice) == [*ways, f"speculators serve {tmp_path / 'ours'}"]
+
+
+def _edited(**changes):
+    def edit(config, tensors):
+        config.update(changes)
+
+    return edit
+
+
+def _without(*keys):
+    def edit(config, tensors):
+        for key in keys:
+            (tensors if key in tensors else config).pop(key)
+
+    return edit
+
+
+def _biased(config, tensors):
+    config["fc_bias"] = True
+    tensors["fc.bias"] = torch.zeros(len(tensors["fc.weight"]))
+
+
+def _qwen3(config, tensors):
+    config["transformer_layer_config"]["model_type"] = "qwen3"
+
+
+SPOILT = [
+    ("eagle", _edited(), "export"),
+    ("eagle", _biased, ""),
+    ("hass", _biased, ""),
+    ("eagle", _without("fc.weight"), ""),
+    ("medusa", _edited(), "export"),
+    ("mlp_speculator", _edited(), ""),
+    ("draft_model", _edited(), "export"),
+    ("eagle3", _without("norm_output", "fc_norm"), "convert"),
+    ("eagle3", _without("eagle_aux_hidden_state_layer_ids"), "convert"),
+    ("eagle3", _without("speculators_config"), "convert"),
+    ("eagle3", _without("norm_output", "fc.weight"), ""),
+    ("eagle3", _edited(norm_before_fc=True), ""),
+    ("eagle3", _qwen3, ""),
+    ("dflash", _without("block_size"), ""),
+    ("dflash", _without("sliding_window_non_causal"), ""),
+    ("dspark", _without("sample_from_anchor"), ""),
+    ("peagle", _without("norm_before_fc"), ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "spoil", "advised"), SPOILT)
+def test_every_export_and_conversion_that_is_advised_succeeds(kind, spoil, advised, lender, tmp_path):
+    ours = written(kind, lender, tmp_path / "ours")
+    config, tensors = dict(ours.config), dict(ours.tensors)
+    spoil(config, tensors)
+    write_checkpoint(tmp_path / "ours", config, tensors)
+    told = describe(Foreign.open(tmp_path / "ours"))
+    commands = [advice.split() for advice in told.advice if advice.startswith("speculators ")]
+    found = {command[1]: command for command in commands if command[1] in ("export", "convert")}
+    assert list(found) == ([advised] if advised else [])
+    if "export" in found:
+        target = found["export"][found["export"].index("--to") + 1]
+        assert write_export(read_checkpoint(tmp_path / "ours"), target, tmp_path / "theirs").tensors
+    if "convert" in found:
+        assert convert(Foreign.open(tmp_path / "ours"), lender).draft["speculators_model_type"] == kind
 
 
 def test_a_kind_that_a_target_has_no_words_for_is_refused(lender, tmp_path):
