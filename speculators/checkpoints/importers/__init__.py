@@ -58,8 +58,8 @@ def importer(name: str) -> Importer:
 
 
 def candidates(foreign: Foreign) -> list[Candidate]:
-    """Every source that a checkpoint may be from."""
-    every = (importer(name) for name in FORMATS)
+    """Every source that a checkpoint may be from; one that names this project's format is from no other."""
+    every = (importer(name) for name in (("speculators",) if "speculators_model_type" in foreign.config else FORMATS))
     return [Candidate(one, tuple(reasons)) for one in every if (reasons := one.recognise(foreign))]
 
 

@@ -45,7 +45,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 def has_context(foreign: Foreign) -> bool:
     """Whether it fuses the verifier's streams and norms them once, for all its layers, as these drafts do."""
     names = foreign.headers
-    return "fc.weight" in names and "hidden_norm.weight" in names and "speculators_model_type" not in foreign.config
+    return "fc.weight" in names and "hidden_norm.weight" in names
 
 
 def setting(foreign: Foreign, key: str) -> Any:

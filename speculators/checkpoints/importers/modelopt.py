@@ -20,7 +20,7 @@ KEYS = ("use_input_layernorm_in_first_layer", "use_last_layernorm", "use_mtp_lay
 def recognise(foreign: Foreign) -> Sequence[str]:
     """Its own keys, its own name for the layer, or one map without the other."""
     named = [prefix for prefix in ("layers.0.", LAYER) if has_layer(foreign, prefix)]
-    if not named or "t2d" in foreign.headers or "speculators_model_type" in foreign.config:
+    if not named or "t2d" in foreign.headers:
         return ()
     reasons = []
     if any(key in eagle_config(foreign) for key in KEYS):

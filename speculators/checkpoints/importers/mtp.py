@@ -27,7 +27,7 @@ _ALIKE = ("model_type", "layers", "hidden_size", "vocab_size", "attention_heads"
 def recognise(foreign: Foreign) -> Sequence[str]:
     """It has tensors that are named as families of verifiers name those of their heads."""
     named = next((name for name in foreign.headers if _NAMES.fullmatch(name)), None)
-    if named is None or "speculators_model_type" in foreign.config:
+    if named is None:
         return ()
     return (f"it holds a multi-token-prediction head ({named})",)
 

@@ -19,7 +19,7 @@ MASK_KEYS = ("ptd_token_id", "pard_token", "mask_token_id")
 
 def recognise(foreign: Foreign) -> Sequence[str]:
     """It has the state of a masked token."""
-    if MASK_STATE not in foreign.headers or "speculators_model_type" in foreign.config:
+    if MASK_STATE not in foreign.headers:
         return ()
     named = next((f", its config says {key}" for key in MASK_KEYS if key in foreign.config), "")
     return (f"it has a state for tokens that are not known yet (mask_hidden){named}",)

@@ -96,3 +96,9 @@ def test_the_context_is_the_longer_one_and_yarn_keeps_its_own(make_draft, opened
     layer = find(opened(draft), lender.facts).translation.draft["transformer_layer_config"]
     assert layer["max_position_embeddings"] == lender.facts.max_position_embeddings > 64
     assert layer["rope_parameters"] == {**yarn, "rope_theta": 500000.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("layout", ["eagle3", "modelopt", "specforge", "eagle3.1", "speculators"])
+def test_a_checkpoint_that_names_this_format_is_taken_for_no_other(layout, make_draft, opened):
+    found = candidates(opened(make_draft(layout, speculators_model_type="eagle3")))
+    assert [one.importer.NAME for one in found] == ["speculators"]
