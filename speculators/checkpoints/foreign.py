@@ -71,7 +71,7 @@ class Foreign:
         directory = place if place.is_dir() else place.parent
         files = (place,) if place.is_file() else weight_files(directory)
         files = tuple(directory / file for file in only) or files
-        config = _config(directory, name, one_file=place.is_file())
+        config = read_foreign_config(directory, name, one_file=place.is_file())
         headers: dict[str, Header] = {}
         where: dict[str, Path] = {}
         for file in files:
@@ -113,6 +113,19 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         if found:
             return tuple(found)
     return ()
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Tensor -> name of the file that holds it, by a sharded checkpoint's index; UsageError for one that is broken."""
+    try:
+        where = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    except ValueError as error:
+        raise UsageError(f"{file} is not valid JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{file} has no `weight_map`: it does not say which file holds which tensor") from error
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UsageError(f"{file}: its `weight_map` should give the name of a file for each tensor")
+    return where
 
 
 def load_pickled(file: Path) -> dict[str, torch.Tensor]:
@@ -160,7 +173,8 @@ def _safetensors_headers(file: Path) -> dict[str, Header]:
     }
 
 
-def _config(directory: Path, name: str, *, one_file: bool) -> dict[str, Any]:
+def read_foreign_config(directory: Path, name: str, *, one_file: bool = False) -> dict[str, Any]:
+    """The config.json of a foreign checkpoint; raises UsageError, naming `name`, where there is none to be read."""
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -178,7 +192,7 @@ def _check_index(directory: Path, where: Mapping[str, Path], name: str) -> None:
     """A sharded checkpoint's index names every tensor; none of its files may be missing."""
     kind = next(iter(where.values())).suffix
     for index in sorted(directory.glob(f"*{kind}.index.json")):
-        listed = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        listed = read_index(index)
         if set(where.values()) != {directory / file for file in listed.values()}:
             missing = sorted({file for file in listed.values() if directory / file not in where.values()})
             if missing:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from speculators.algorithms import load
 from speculators.algorithms.base import DraftNetwork
 from speculators.algorithms.contracts import DraftConfig
+from speculators.checkpoints.foreign import read_index
 from speculators.checkpoints.layout import completed, tensor_problems
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
@@ -69,7 +70,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     index = directory / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(set(read_index(index).values()))
     tensors: dict[str, torch.Tensor] = {}
     for name in files:
         tensors.update(_read_tensors(directory / name))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from speculators.checkpoints.foreign import PATTERNS, Foreign, weight_files
+from speculators.checkpoints.foreign import PATTERNS, Foreign, read_foreign_config, read_index, weight_files
 from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import TOKENIZER, fetch_files, resolve_commit
@@ -82,5 +81,4 @@ def _head_files(hub: str, commit: str, name: str) -> list[str]:
     directory = fetch_files(hub, commit, ["config.json", _INDEX])
     if not (directory / _INDEX).is_file():
         return []
-    config, index = (json.loads((directory / file).read_text(encoding="utf-8")) for file in ("config.json", _INDEX))
-    return list(head_files(config, index["weight_map"], name))
+    return list(head_files(read_foreign_config(directory, name), read_index(directory / _INDEX), name))

@@ -42,6 +42,19 @@ def assigned(
     return tensors
 
 
+def matrix(shapes: Mapping[str, Sequence[int]], name: str | None, what: str, source: str) -> tuple[int, int]:
+    """Rows and columns of the source's tensor `name`, which is `what`; UsageError where it is no matrix, or missing.
+
+    `name` is None where the source has no such tensor.
+    """
+    if name is None:
+        raise UsageError(f"{source} lacks {what}")
+    shape = tuple(shapes[name])
+    if len(shape) != 2:
+        raise UsageError(f"{source}: {name} has the shape {list(shape)}; {what} is a matrix")
+    return shape[0], shape[1]
+
+
 def listed(names: Sequence[str]) -> str:
     """Some names for a message."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""

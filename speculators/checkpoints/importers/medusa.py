@@ -12,6 +12,7 @@ from typing import Any
 from speculators.algorithms.medusa.config import MedusaConfig
 from speculators.algorithms.medusa.layout import tensors
 from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.importers.assignment import assigned, matrix
 from speculators.checkpoints.importers.base import Translation
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
@@ -53,7 +54,8 @@ def draft(shapes: Shapes, facts: VerifierFacts, source: str) -> dict[str, Any]:
     places = [tuple(map(int, re.findall(r"\d+", name))) for name in ours if name.startswith("blocks.")]
     heads, layers = 1 + max(head for head, _ in places), 1 + max(layer for _, layer in places)
     is_shared = "lm_head.weight" in ours
-    words, hidden = shapes[ours["lm_head.weight" if is_shared else "lm_heads.0.weight"]]
+    head = ours.get("lm_head.weight" if is_shared else "lm_heads.0.weight")
+    words, hidden = matrix(shapes, head, "the first head's output layer", source)
     if not any(name.endswith(".bias") for name in ours):
         raise UsageError(f"{source} has blocks without biases, which this project's Medusa drafts have")
     if SHARED_VOCABULARY in shapes:
@@ -88,7 +90,8 @@ def translate(foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] 
     if not ours:
         raise UsageError(f"{foreign.name} holds other tensors than a Medusa draft")
     own = draft(shapes, facts, foreign.name)
-    return Translation(own, tensors(own), ours)
+    expected = tensors(own)
+    return Translation(own, expected, assigned(foreign, expected, ours, (), "a Medusa draft"))
 
 
 def _shapes(foreign: Foreign) -> Shapes:

@@ -9,6 +9,7 @@ from typing import Any
 from speculators.algorithms.mlp_speculator.config import MLPSpeculatorConfig
 from speculators.algorithms.mlp_speculator.layout import tensors
 from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.importers.assignment import assigned, matrix
 from speculators.checkpoints.importers.base import Translation
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
@@ -58,8 +59,11 @@ def copies(config: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
 def draft(config: Mapping[str, Any], shapes: Shapes, facts: VerifierFacts, source: str) -> dict[str, Any]:
     """The draft's part of our config.json; raises UsageError, naming `source`, when it does not fit the verifier."""
     ours = names(config, shapes)
-    inner, hidden = shapes[ours["proj.0.weight"]]
-    words = shapes[ours["lm_heads.0.weight"]][0]
+    inner, hidden = matrix(shapes, ours.get("proj.0.weight"), "the first step's projection (proj.0.weight)", source)
+    words, _ = matrix(shapes, ours.get("lm_heads.0.weight"), "the first step's head (head.0.weight)", source)
+    steps = config.get("n_predict")
+    if not isinstance(steps, int) or steps < 1:
+        raise UsageError(f"{source}: config.json does not say how many tokens are drafted (n_predict)")
     if (hidden, words) != (facts.hidden_size, facts.vocab_size):
         raise UsageError(
             f"{source} is for a verifier of {words} tokens and hidden size {hidden}; this one has "
@@ -70,7 +74,7 @@ def draft(config: Mapping[str, Any], shapes: Shapes, facts: VerifierFacts, sourc
         inner_size=inner,
         vocab_size=words,
         verifier_layers=facts.layers,
-        heads=config["n_predict"],
+        heads=steps,
         tie_weights=is_tied(config),
         scale_input=bool(config.get("scale_input", False)),
     ).to_config_json()
@@ -94,13 +98,17 @@ def translate(foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] 
     if not ours:
         raise UsageError(f"{foreign.name} holds other tensors than an MLP speculator")
     same = copies(foreign.config, shapes)
+    lacking = [first for first in same.values() if first not in foreign.headers]
+    if lacking:
+        raise UsageError(f"{foreign.name} lacks {lacking[0]}, of which later steps' tensors are copies")
     different = [name for name, first in same.items() if not foreign.read(name).equal(foreign.read(first))]
     if different:
         raise UsageError(
             f"{foreign.name} says that its weights are tied, and {different[0]} is not {same[different[0]]}"
         )
     own = draft(foreign.config, shapes, facts, foreign.name)
-    return Translation(own, tensors(own), ours, {name: f"it is {first} once more" for name, first in same.items()})
+    expected, dropped = tensors(own), {name: f"it is {first} once more" for name, first in same.items()}
+    return Translation(own, expected, assigned(foreign, expected, ours, dropped, "an MLP speculator"), dropped)
 
 
 def _shapes(foreign: Foreign) -> Shapes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from speculators.checkpoints.convert import convert
 from speculators.checkpoints.foreign import Foreign
+from speculators.checkpoints.load import read_checkpoint
 from speculators.errors import UsageError
 
 Change = Callable[[dict[str, torch.Tensor]], Any]
@@ -128,10 +131,6 @@ def test_a_pickle_with_code_is_not_run(make_draft, tmp_path, capsys):
 
 
 def test_a_shard_that_is_missing_is_named(make_draft, tmp_path):
-    import json
-
-    from safetensors.torch import save_file
-
     draft = make_draft("eagle3")
     names = sorted(draft.tensors)
     (tmp_path / "config.json").write_text(json.dumps(draft.config))
@@ -143,3 +142,62 @@ def test_a_shard_that_is_missing_is_named(make_draft, tmp_path):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UsageError, match=r"is not whole: model-00002-of-00002\.safetensors is missing"):
         Foreign.open(tmp_path)
+
+
+def _numbered(*left_out: str) -> dict[str, torch.Tensor]:
+    """A Medusa draft of two heads, by its authors' names."""
+    found = {}
+    for head in range(2):
+        found |= {f"{head}.0.linear.weight": torch.randn(32, 32), f"{head}.0.linear.bias": torch.randn(32)}
+        found[f"{head}.1.weight"] = torch.randn(300, 32)
+    return {name: value for name, value in found.items() if name not in left_out}
+
+
+def _steps(*left_out: str) -> dict[str, torch.Tensor]:
+    """An MLP speculator of two steps."""
+    found = {}
+    for step in range(2):
+        found |= {f"emb.{step}.weight": torch.randn(300, 16), f"head.{step}.weight": torch.randn(300, 16)}
+        found |= {f"ln.{step}.{kind}": torch.randn(16) for kind in ("weight", "bias")}
+        found[f"proj.{step}.weight"] = torch.randn(16, 16 if step else 32)
+    return {name: value for name, value in found.items() if name not in left_out}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({}, _numbered("0.1.weight", "1.1.weight"), "lacks the first head's output layer"),
+        ({}, _numbered("1.1.weight"), "lacks lm_heads.1.weight"),
+        ({}, _numbered("0.0.linear.weight", "0.0.linear.bias"), "lacks blocks.0.layers.0.weight"),
+        ({}, {**_numbered(), "0.1.weight": torch.randn(300)}, r"0.1.weight has the shape \[300\]"),
+        ({}, {**_numbered(), "5.1.weight": torch.randn(300, 32)}, "holds 5.1.weight, which a Medusa draft"),
+        ({}, _steps(), r"does not say how many tokens are drafted \(n_predict\)"),
+        ({"n_predict": 2}, _steps("proj.0.weight"), r"lacks the first step's projection \(proj.0.weight\)"),
+        ({"n_predict": 2}, _steps("head.0.weight"), r"lacks the first step's head \(head.0.weight\)"),
+        ({"n_predict": 2}, _steps("ln.1.bias"), "lacks norms.1.bias"),
+        ({"n_predict": 1}, _steps(), "holds .*1.weight.*, which an MLP speculator"),
+        ({"n_predict": 2, "tie_weights": True}, _steps("emb.0.weight"), "lacks emb.0.weight, of which later steps'"),
+    ],
+)
+def test_numbered_tensors_that_lack_or_are_left_over_are_named(config, tensors, message, tmp_path, lender):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=message):
+        convert(Foreign.open(tmp_path, "source"), lender)
+
+
+BROKEN = [
+    ("{bad", "is not valid JSON"),
+    ("[]", "has no `weight_map`"),
+    ("{}", "has no `weight_map`"),
+    ('{"weight_map": ["model.safetensors"]}', "should give the name of a file for each tensor"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_a_broken_index_is_said_to_be_broken(text, message, make_draft, tmp_path):
+    folder = make_draft("speculators", speculators_model_type="eagle3").save(tmp_path)
+    (folder / "model.safetensors.index.json").write_text(text)
+    for read in (Foreign.open, read_checkpoint):
+        with pytest.raises(UsageError, match=rf"index\.json:? .*{message}"):
+            read(folder)

@@ -149,3 +149,11 @@ def test_a_hub_out_of_reach_is_the_machine_s_fault(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError):
         open_draft(parse_draft_source("org/draft"), f"hub:org/draft@{COMMIT}")
+
+
+@pytest.mark.parametrize("text", ["{bad", "{}"])
+def test_a_broken_index_of_a_verifier_on_the_hub_is_said_to_be_broken(text, verifier_folder, hub):
+    shutil.copytree(verifier_folder, hub.remote / "org/large")
+    (hub.remote / "org/large" / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UsageError, match=r"model\.safetensors\.index\.json (is not valid JSON|has no `weight_map`)"):
+        open_draft(parse_draft_source("org/large"), f"hub:org/large@{COMMIT}", "mtp")
