@@ -19,12 +19,13 @@ from speculators.verifiers.facts import safetensors_header
 if TYPE_CHECKING:
     import torch
 
-PATTERNS = (("*.safetensors", "*.safetensors.index.json"), ("*.bin", "*.bin.index.json"), ("*_head.pt",))
+PATTERNS = ("*.safetensors", "*.bin", "*_head.pt")
 """Weights in the order in which they are looked for; a kind only where those before it are absent.
 
 Medusa's and Hydra's authors name theirs medusa_lm_head.pt and hydra_lm_head.pt.
 """
 
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 _PICKLED = (".bin", ".pt")
 _DTYPES = {
@@ -69,9 +70,10 @@ class Foreign:
         """
         name = name or str(place)
         directory = place if place.is_dir() else place.parent
-        files = (place,) if place.is_file() else weight_files(directory)
-        files = tuple(directory / file for file in only) or files
         config = read_foreign_config(directory, name, one_file=place.is_file())
+        files = tuple(directory / file for file in only)
+        if not files:
+            files = (place,) if place.is_file() else weight_files(directory)
         headers: dict[str, Header] = {}
         where: dict[str, Path] = {}
         for file in files:
@@ -107,12 +109,28 @@ class Foreign:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The files with weights: safetensors, else pickled ones."""
-    for pattern, *_ in PATTERNS:
-        found = sorted(file for file in directory.glob(pattern) if file.name not in _NOT_WEIGHTS)
+    """The files with weights: safetensors, else pickled ones; where an index names them, no others.
+
+    Raises UsageError when one that the index names is missing.
+    """
+    for pattern in PATTERNS:
+        index = index_file(directory, pattern)
+        if index is None:
+            found = sorted(file for file in directory.glob(pattern) if file.name not in _NOT_WEIGHTS)
+        else:
+            found = [directory / name for name in sorted(set(read_index(index).values()))]
+            missing = [file.name for file in found if not file.is_file()]
+            if missing:
+                raise UsageError(f"{directory} is not whole: {', '.join(missing)} is missing")
         if found:
             return tuple(found)
     return ()
+
+
+def index_file(directory: Path, pattern: str) -> Path | None:
+    """The index of the weights of one kind, transformers' own before others' (Mistral's); None: there is none."""
+    found = sorted(directory.glob(f"{pattern}.index.json"), key=lambda file: (file.name not in _INDEXES, file.name))
+    return found[0] if found else None
 
 
 def read_index(file: Path) -> dict[str, str]:
@@ -189,14 +207,8 @@ def read_foreign_config(directory: Path, name: str, *, one_file: bool = False) -
 
 
 def _check_index(directory: Path, where: Mapping[str, Path], name: str) -> None:
-    """A sharded checkpoint's index names every tensor; none of its files may be missing."""
-    kind = next(iter(where.values())).suffix
-    for index in sorted(directory.glob(f"*{kind}.index.json")):
-        listed = read_index(index)
-        if set(where.values()) != {directory / file for file in listed.values()}:
-            missing = sorted({file for file in listed.values() if directory / file not in where.values()})
-            if missing:
-                raise UsageError(f"{name} is not whole: {', '.join(missing)} is missing")
-        absent = sorted(set(listed) - set(where))
-        if absent:
-            raise UsageError(f"{name} is not whole: {absent[0]}, which {index.name} lists, is in none of its files")
+    """Every tensor that a sharded checkpoint's index names must be there."""
+    index = index_file(directory, f"*{next(iter(where.values())).suffix}")
+    absent = sorted(set(read_index(index)) - set(where)) if index is not None else []
+    if index is not None and absent:
+        raise UsageError(f"{name} is not whole: {absent[0]}, which {index.name} lists, is in none of its files")

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from speculators.checkpoints.foreign import PATTERNS, Foreign, read_foreign_config, read_index, weight_files
+from speculators.checkpoints.foreign import PATTERNS, Foreign, index_file, read_foreign_config, read_index, weight_files
 from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import TOKENIZER, fetch_files, resolve_commit
@@ -67,8 +67,12 @@ def open_draft(source: DraftSource, digest: str, format: str = "auto") -> Foreig
         parts = _head_files(source.hub, commit, name)
         if parts:
             return Foreign.open(fetch_files(source.hub, commit, ["config.json", *parts]), name, only=parts)
-    for patterns in PATTERNS:
-        directory = fetch_files(source.hub, commit, ["config.json", TOKENIZER, *patterns])
+    for pattern in PATTERNS:
+        directory = fetch_files(source.hub, commit, ["config.json", TOKENIZER, f"{pattern}.index.json"])
+        index = index_file(directory, pattern)
+        directory = fetch_files(
+            source.hub, commit, [pattern] if index is None else sorted({*read_index(index).values()})
+        )
         if weight_files(directory):
             break
     return Foreign.open(directory, name)

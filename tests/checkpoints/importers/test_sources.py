@@ -157,3 +157,27 @@ def test_a_broken_index_of_a_verifier_on_the_hub_is_said_to_be_broken(text, veri
     (hub.remote / "org/large" / "model.safetensors.index.json").write_text(text)
     with pytest.raises(UsageError, match=r"model\.safetensors\.index\.json (is not valid JSON|has no `weight_map`)"):
         open_draft(parse_draft_source("org/large"), f"hub:org/large@{COMMIT}", "mtp")
+
+
+def with_other_weights(draft, folder, *, is_indexed):
+    """A folder whose index names its file, with the same weights once more under another project's names."""
+    draft.save(folder)
+    index = {"weight_map": dict.fromkeys(draft.tensors, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")
+    if is_indexed:
+        other = {"weight_map": {"layers.0.attention.wq.weight": "consolidated.safetensors"}}
+        (folder / "consolidated.safetensors.index.json").write_text(json.dumps(other))
+    return folder
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_files_that_the_index_does_not_name_are_neither_read_nor_fetched(is_indexed, make_draft, hub, tmp_path):
+    draft = make_draft("eagle3")
+    folder = with_other_weights(draft, tmp_path / "here", is_indexed=is_indexed)
+    assert set(open_draft(parse_draft_source(str(folder)), "").headers) == set(draft.tensors)
+    with_other_weights(draft, hub.remote / "org/draft", is_indexed=is_indexed)
+    foreign = open_draft(parse_draft_source("org/draft"), f"hub:org/draft@{COMMIT}")
+    assert set(foreign.headers) == set(draft.tensors)
+    assert "model.safetensors" in hub.asked
+    assert "consolidated.safetensors" not in hub.asked
