@@ -52,21 +52,31 @@ def stitch(checkpoint: Path, verifier: Path, output: Path) -> Stitched:
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        done = _copied(verifier, partial, replaced)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(output)
+    return done
+
+
+def _copied(verifier: Path, target: Path, replaced: Mapping[Path, Mapping[str, torch.Tensor]]) -> Stitched:
+    """The verifier's files in the folder `target`, with the tensors `replaced` in each of its own files."""
     changed: list[str] = []
     linked: list[str] = []
     copied: list[str] = []
     for file in sorted(_files(verifier)):
         name = file.relative_to(verifier)
-        target = partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
         if name.suffix == ".safetensors" and not replaced.get(file):
-            (linked if _linked(file, target) else copied).append(str(name))
+            (linked if _linked(file, place) else copied).append(str(name))
             continue
-        shutil.copyfile(file, target)
+        shutil.copyfile(file, place)
         if replaced.get(file):
-            _overwrite(target, replaced[file])
+            _overwrite(place, replaced[file])
         (changed if replaced.get(file) else copied).append(str(name))
-    partial.rename(output)
     names = tuple(sorted(name for tensors in replaced.values() for name in tensors))
     return Stitched(names, tuple(changed), tuple(linked), tuple(copied))
 

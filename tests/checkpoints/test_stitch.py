@@ -143,6 +143,19 @@ def test_nothing_is_ever_written_over(verifier: SimpleNamespace, tmp_path: Path)
         stitch(checkpoint, verifier.directory, verifier.directory)
 
 
+def test_a_refusal_while_writing_leaves_nothing_behind(verifier: SimpleNamespace, tmp_path: Path) -> None:
+    checkpoint = extracted(verifier.directory, tmp_path / "draft")
+    file = verifier.directory / "model-00001-of-00002.safetensors"
+    tensors = load_file(file)
+    quantized = next(name for name in verifier.head if name.endswith("up_proj.weight"))
+    tensors[quantized] = tensors[quantized].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="a quantized head cannot be written back"):
+        stitch(checkpoint, verifier.directory, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_head_of_another_verifier_is_refused_by_name(verifier: SimpleNamespace, tmp_path: Path) -> None:
     checkpoint = extracted(verifier.directory, tmp_path / "draft")
     found = read_checkpoint(checkpoint)
