@@ -25,6 +25,7 @@ PATTERNS = ("*.safetensors", "*.bin", "*_head.pt")
 Medusa's and Hydra's authors name theirs medusa_lm_head.pt and hydra_lm_head.pt.
 """
 
+_EXPECTED = "a draft is a config.json with *.safetensors, *.bin or *_head.pt beside it; GGUF is not converted"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 _PICKLED = (".bin", ".pt")
@@ -82,7 +83,7 @@ class Foreign:
                     raise UsageError(f"{name} holds {tensor} twice, in {where[tensor].name} and in {file.name}")
                 headers[tensor], where[tensor] = header, file
         if not headers:
-            raise UsageError(f"{name} holds no weights: neither *.safetensors, nor *.bin, nor *_head.pt")
+            raise UsageError(f"{name} holds no weights; {_EXPECTED}")
         if not only:
             _check_index(directory, where, name)
         return cls(name, config, headers, where)
@@ -174,7 +175,7 @@ def _headers(file: Path) -> dict[str, Header]:
             name: Header(str(value.dtype).removeprefix("torch."), tuple(value.shape))
             for name, value in load_pickled(file).items()
         }
-    raise UsageError(f"{file} is neither a .safetensors nor a .bin or .pt file")
+    raise UsageError(f"{file} is neither a .safetensors nor a .bin or .pt file; {_EXPECTED}")
 
 
 def _safetensors_headers(file: Path) -> dict[str, Header]:
@@ -198,7 +199,7 @@ def read_foreign_config(directory: Path, name: str, *, one_file: bool = False) -
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         beside = "beside it" if one_file else "in it"
-        raise UsageError(f"{name} cannot be read: there is no config.json {beside}") from error
+        raise UsageError(f"{name} cannot be read: there is no config.json {beside}; {_EXPECTED}") from error
     except ValueError as error:
         raise UsageError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(config, dict):

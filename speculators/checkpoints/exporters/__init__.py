@@ -56,8 +56,12 @@ def exported(checkpoint: Checkpoint, target: str) -> Export:
     chosen = exporter(target)
     if kind not in chosen.KINDS:
         allowed = " and ".join(chosen.KINDS)
-        raise UsageError(f"{checkpoint.directory} is of the type {kind}, and {target} is for {allowed}")
-    export = chosen.export(config, checkpoint.tensors)
+        problem = f"{checkpoint.directory} is of the type {kind}, and {target} is for {allowed}"
+        raise UsageError(f"{problem}; {_other_targets(str(kind), target)}")
+    try:
+        export = chosen.export(config, checkpoint.tensors)
+    except UsageError as error:
+        raise UsageError(f"{error}; {_other_targets(str(kind), target)}") from error
     record = checkpoint.config.get(RECORD) or {}
     if record.get("format") != target:
         return export
@@ -67,6 +71,14 @@ def exported(checkpoint: Checkpoint, target: str) -> Export:
     own = {name: value.shape for name, value in made.items() if name not in record.get("borrowed", {})}
     is_the_source = record["dtype"] == config["dtype"] and record.get("layout") == layout_digest(own)
     return replace(export, config=record["config"]) if is_the_source and not record["layers_given"] else export
+
+
+def _other_targets(kind: str, target: str) -> str:
+    """Where else a type of ours may go, for a message that refuses one target."""
+    if kind == "mtp":
+        return "mtp goes to none: `speculators stitch` writes it back into its verifier"
+    others = [name for name in TARGETS if name != target and kind in exporter(name).KINDS]
+    return f"other targets for {kind}: {', '.join(others) or 'none'}"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from speculators.algorithms import load
+from speculators.algorithms.mtp.config import MtpConfig
 from speculators.checkpoints.convert import convert
 from speculators.checkpoints.describe import describe
 from speculators.checkpoints.exporters import write_export
 from speculators.checkpoints.foreign import Foreign
-from speculators.checkpoints.load import read_checkpoint
+from speculators.checkpoints.load import Checkpoint, read_checkpoint
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.errors import UsageError
 from speculators.recipe.load import load_recipe
@@ -129,6 +130,35 @@ def test_every_export_and_conversion_that_is_advised_succeeds(kind, spoil, advis
 
 def test_a_kind_that_a_target_has_no_words_for_is_refused(lender, tmp_path):
     medusa = written("medusa", lender, tmp_path / "ours")
-    with pytest.raises(UsageError, match="is of the type medusa, and eagle is for eagle and hass"):
+    message = "is of the type medusa, and eagle is for eagle and hass; other targets for medusa: medusa$"
+    with pytest.raises(UsageError, match=message):
         write_export(medusa, "eagle", tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "others"),
+    [
+        ("eagle", "eagle", "other targets for eagle: none"),
+        ("peagle", "eagle3", "other targets for peagle: peagle"),
+        ("eagle3", "eagle3", "other targets for eagle3: eagle3.1, modelopt, specforge"),
+        ("mtp", "eagle3", "mtp goes to none: `speculators stitch` writes it back into its verifier"),
+    ],
+)
+def test_a_refusal_names_where_else_the_draft_may_go(kind, target, others, lender, tmp_path):
+    if kind == "mtp":
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "attention_heads": 4, "key_value_heads": 2, "head_dim": 8}
+        shape = MtpConfig(
+            **sizes, vocab_size=300, rope={"rope_type": "default", "rope_theta": 10000.0}, rms_norm_eps=1e-5,
+            max_position_embeddings=64, style="mimo", aux_layers=(9,),
+        )  # fmt: skip
+        config = speculators_config(shape.to_config_json(), VerifierName("a/b", ()), 3, "float32")
+        checkpoint = Checkpoint(tmp_path, config, {})
+    else:
+        found = written(kind, lender, tmp_path / "ours")
+        checkpoint = Checkpoint(
+            tmp_path, {**found.config, "fc_bias": True, "norm_before_residual": True}, found.tensors
+        )
+    with pytest.raises(UsageError) as refusal:
+        write_export(checkpoint, target, tmp_path / "theirs")
+    assert str(refusal.value).endswith(f"; {others}")

@@ -201,3 +201,22 @@ def test_a_broken_index_is_said_to_be_broken(text, message, make_draft, tmp_path
     for read in (Foreign.open, read_checkpoint):
         with pytest.raises(UsageError, match=rf"index\.json:? .*{message}"):
             read(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "place", "problem"),
+    [
+        (["m.gguf"], "m.gguf", r"m\.gguf cannot be read: there is no config\.json beside it"),
+        (["m.gguf", "config.json"], "m.gguf", r"m\.gguf is neither a \.safetensors nor a \.bin or \.pt file"),
+        (["m.gguf", "config.json"], "", "holds no weights"),
+        ([], "", r"there is no config\.json in it"),
+    ],
+)
+def test_what_is_no_draft_is_told_what_one_is(files, place, problem, tmp_path):
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    expected = (
+        r"a draft is a config\.json with \*\.safetensors, \*\.bin or \*_head\.pt beside it; GGUF is not converted"
+    )
+    with pytest.raises(UsageError, match=rf"{problem}; {expected}$"):
+        Foreign.open(tmp_path / place)
