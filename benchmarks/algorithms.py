@@ -2,7 +2,7 @@
 
     python benchmarks/algorithms.py runs/quickstart/latest           # after `speculators run quickstart`
     python benchmarks/algorithms.py RUN --only eagle3 dflash --documents 100 --prompts 16 --json
-    python benchmarks/algorithms.py RUN --vllm                    # also in vLLM, those that its CPU build serves
+    python benchmarks/algorithms.py RUN --vllm --picture all.svg  # also in vLLM, those that its CPU build serves; drawn
 
 RUN is a finished run of the quickstart: its verifier, tokens, hidden states and held-out prompts are used as they are.
 The drafts are as small as the quickstart's, one or two layers, so that a CPU is enough; their recipes are in `DRAFTS`.
@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 import torch
+from algorithms_shown import draw, table
 
 from speculators.algorithms import load
 from speculators.checkpoints.exporters import write_export
@@ -275,28 +276,6 @@ def measured(material: Material, recipe: Recipe, *, in_vllm: bool) -> dict[str, 
     }
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "parameters": lambda one: f"{one['parameters'] / 1e6:.1f} M",
-    "training": lambda one: f"{one['training_seconds']:.0f} s",
-    "loss": lambda one: f"{one['first_loss']:.2f} to {one['last_loss']:.2f}",
-    "untrained": lambda one: f"{one['untrained_acceptance_length']:.2f}",
-    "acceptance length": lambda one: f"{one['acceptance_length']:.3f}",
-    "accepted by position": lambda one: " ".join("-" if rate is None else f"{rate:.2f}" for rate in one["positions"]),
-    "drafting a token": lambda one: f"{one['drafting_ms']:.1f} ms",
-    "speed": lambda one: f"{one['speed_ratio']:.2f}",
-    "in vLLM": lambda one: f"{one['vllm_speed_ratio']:.2f}" if "vllm_speed_ratio" in one else "-",
-    "equal answers": lambda one: f"{one['equal_answers']} of {one['answers']}",
-}
-
-
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """All figures as a Markdown table, the longest acceptance first."""
-    order = sorted(found, key=lambda name: -found[name]["acceptance_length"])
-    rows = [["algorithm", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    rows += [[f"`{name}`", *(tell(found[name]) for tell in COLUMNS.values())] for name in order]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -307,6 +286,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--vllm", action="store_true", help="measure in vLLM as well")
     parser.add_argument("--concurrency", type=int, default=1, help="answers made at once")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the figures into this .svg or .png")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     recipes = [recipe_of(name) for name in arguments.only]
@@ -315,6 +295,8 @@ def main() -> None:
     for recipe in recipes:
         figures = found[recipe.algorithm.name] = measured(material, recipe, in_vllm=arguments.vllm)
         print(recipe.algorithm.name, json.dumps(figures), file=sys.stderr)
+    if arguments.picture is not None:
+        draw(found, arguments.picture)
     if arguments.json:
         print(json.dumps({"plain_tokens_per_second": material.plain[1], "algorithms": found}, indent=2))
     else:
