@@ -119,6 +119,14 @@ def save_best(file: Path, network: nn.Module, *, writes: bool = True) -> None:
     partial.replace(file)
 
 
+def write_at_once(file: Path, text: str) -> None:
+    """Write `file` so that it is there whole or not at all, and after all that was written before it."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _to_disk(partial)
+    partial.replace(file)
+
+
 def trained_parameters(network: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters that training changes, by name."""
     return {

@@ -38,6 +38,12 @@ from speculators.training.validation import judged_documents, validate
 LOG_STEPS = 10
 """Optimizer steps behind each line of metrics."""
 
+RESULT = "result.json"
+"""The last file that a training writes: where it is, nothing is left to do."""
+
+SAVES = "checkpoints"
+"""The directory of saves, beside it until then."""
+
 _Share = tuple[list[int], Batch]
 """Numbers of documents, and the documents."""
 
@@ -96,6 +102,8 @@ def train(inputs: TrainingInputs, stop: StopSignals | None = None) -> dict[str, 
     state is saved and KeyboardInterrupt raised, in every process when one of them is asked. Who listens for signals
     already gives `stop`.
     """
+    if not inputs.ranks.any(not (inputs.output / RESULT).is_file()):  # killed when all was done but the publishing
+        return _left(inputs.output)
     if stop is not None:
         return _Training(inputs, stop).run()
     with StopSignals() as stop:
@@ -113,7 +121,7 @@ class _Training:
         self.before = inputs.before
         epoch_tokens = int(tokens.lengths[tokens.train_documents].sum())
         self.total_tokens = self.before.tokens + (options.epochs + inputs.later_epochs) * epoch_tokens
-        self.saves = inputs.output / "checkpoints"
+        self.saves = inputs.output / SAVES
         self.metrics = inputs.output / "metrics.jsonl"
         self.progress = checkpointing.restore(self.saves, self.network, self.optimizer) or self._beginning()
         if self.ranks.is_first:
@@ -284,9 +292,16 @@ class _Training:
         }
         if self.ranks.is_first:
             (output / "draft.json").write_text(json.dumps(self.inputs.draft, indent=2) + "\n", encoding="utf-8")
-            (output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(self.saves, ignore_errors=True)
+            checkpointing.write_at_once(output / RESULT, json.dumps(result, indent=2) + "\n")
+            return _left(output)
         return result
+
+
+def _left(output: Path) -> dict[str, Any]:
+    """The result of a training that is through; its saves, of no use beside that, go."""
+    shutil.rmtree(output / SAVES, ignore_errors=True)
+    result: dict[str, Any] = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    return result
 
 
 def _noise(seed: int, step: int, documents: Sequence[int]) -> Noise:

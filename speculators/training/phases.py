@@ -15,7 +15,7 @@ from pathlib import Path
 from speculators.recipe.phases import Phase, phases
 from speculators.recipe.shapes.recipe import Algorithm
 from speculators.recipe.shapes.train import Train
-from speculators.training.loop import TrainingInputs, train
+from speculators.training.loop import RESULT, SAVES, TrainingInputs, train
 from speculators.training.ranks import ALONE, Ranks
 from speculators.training.stop_signals import StopSignals
 
@@ -37,6 +37,10 @@ def train_in_phases(opened: Opened, algorithm: Algorithm, options: Train, output
         return
     (second,) = later
     done, partial = output / FOLDER, output / f".{FOLDER}.partial"
+    if not ranks.any(not (output / RESULT).is_file()):  # killed when all was done but the tidying
+        for folder in (done, partial, output / SAVES):
+            shutil.rmtree(folder, ignore_errors=True)
+        return
     if ranks.any(not done.is_dir()):
         partial.mkdir(exist_ok=True)
         train(replace(opened(first, partial, None), later_epochs=second.options.epochs))

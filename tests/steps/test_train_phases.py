@@ -187,6 +187,30 @@ def test_what_was_done_of_either_phase_is_taken_up_again(run, do, how):
     assert sorted(file.name for file in parts.iterdir()) == sorted(file.name for file in whole.iterdir())
 
 
+@pytest.mark.parametrize("folder", ["parts", "parts/.first-phase.partial"])
+def test_a_kill_when_a_phase_is_done_loses_nothing_of_it(run, monkeypatch, folder):
+    from speculators.training import loop
+
+    left = loop._left
+
+    def die_there(output):
+        if output == whole.parent / folder:
+            raise Killed
+        return left(output)
+
+    whole = run(BOTH, "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_left", die_there)
+        with pytest.raises(Killed):
+            run(BOTH, "parts")
+    heard = Ending(1, None)
+    parts = run(BOTH, "parts", heard)
+    assert not heard.heard or heard.heard[0][0] > 0.4 * heard.heard[0][1], "nothing of the first phase was done again"
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert figures(parts) == figures(whole)
+    assert sorted(file.name for file in parts.iterdir()) == sorted(file.name for file in whole.iterdir())
+
+
 def test_a_stop_between_the_phases_is_heard(run, monkeypatch):
     from speculators.training import inputs
 

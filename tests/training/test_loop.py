@@ -109,6 +109,25 @@ def test_a_killed_training_goes_on_from_its_last_save_and_ends_in_the_same_bits(
     assert without_times(folder / "metrics.jsonl") == without_times(folder.parent / "whole/metrics.jsonl")
 
 
+def test_a_training_killed_when_all_is_done_is_not_done_again(training: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("speculators.training.loop._left", die)  # the saves' removal is the last thing that happens
+        with pytest.raises(Killed):
+            train(training("parts", save_every=4))
+    saved = training("parts", save_every=4)
+    kept = sorted(one.name for one in saved.output.iterdir())
+    assert kept == ["checkpoints", "draft.json", "metrics.jsonl", "model.safetensors", "result.json"]
+    monkeypatch.setattr(type(saved.objective), "evaluate", die)
+    assert train(training("parts", save_every=4)) == json.loads((saved.output / "result.json").read_text())
+    assert not (saved.output / "checkpoints").exists()
+
+
 def test_the_best_draft_is_kept_not_the_last(training: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validations that get worse after the second: its draft is the one in model.safetensors."""
     estimates = iter([1.5, 2.0, 1.2])
