@@ -36,6 +36,7 @@ Part = Literal["config", "layout", "network", "objective", "proposal"]
   of the streams that the draft of a recipe's section reads of a verifier with so many layers; and
   `trained_parameters(options, facts)`, their number, for estimates, from facts about the verifier by name. Where a
   training begins with something outside of the recipe, `external(options)` gives the digests that pin it, by name.
+  `TEXT_ONLY` says why documents with images are refused, where they are.
 * `layout` (without torch): how a draft stands on disk (`contracts.Layout` lists what is in it).
 * `network`: the class `Network` (`base.DraftNetwork`).
 * `objective`: the class `Objective` (`base.Objective`).

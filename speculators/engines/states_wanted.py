@@ -17,12 +17,6 @@ from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.source import read_verifier
 from speculators.verifiers.tokenizer import ChatTokenizer
 
-TEXT_ONLY = {
-    "mtp": "with images, a verifier's own head turns its keys by their rows and columns too",
-    "draft_model": "a model of its own does not see the verifier's images",
-}
-"""Algorithms that do not learn from documents with images, and why."""
-
 
 @dataclass(frozen=True)
 class StatesWanted:
@@ -58,10 +52,12 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
             raise ArtifactMismatch(
                 f"the tokens were made with the {what} {made_with[:12]}, the verifier has {own[:12]}"
             )
-    if tokens.images and algorithm in TEXT_ONLY:
-        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {TEXT_ONLY[algorithm]}")
+    room = load(algorithm, "config")
+    why: str | None = getattr(room, "TEXT_ONLY", None)
+    if tokens.images and why is not None:
+        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {why}")
     options = config.data.hidden_states
-    layers: tuple[int, ...] = load(algorithm, "config").verifier_layers(config.algorithm, facts.layers)
+    layers: tuple[int, ...] = room.verifier_layers(config.algorithm, facts.layers)
     dtype = as_dtype(options.dtype)
     assert dtype is not None  # noqa: S101  the schema has no "auto" here
     record = {

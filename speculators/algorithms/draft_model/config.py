@@ -14,6 +14,8 @@ from speculators.verifiers.facts import VerifierFacts
 if TYPE_CHECKING:
     from speculators.recipe.shapes.draft_model import DraftModel, RandomDraft
 
+TEXT_ONLY = "a model of its own does not see the verifier's images"
+
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from speculators.recipe.shapes.mtp import Mtp
     from speculators.verifiers.facts import VerifierFacts
 
+TEXT_ONLY = "with images, a verifier's own head turns its keys by their rows and columns too"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MtpConfig:
