@@ -234,9 +234,9 @@ def drafted(material: Material, trained: Path, checkpoint: Path, k: int, prompts
     return figures | {"equal_answers": sum(equal), "drafting_ms": 1000 * clocked.seconds / max(clocked.tokens, 1)}
 
 
-def recipe_of(name: str) -> Recipe:
-    """The quickstart's, with another algorithm, one epoch, and smaller batches for the fewer documents."""
-    training = ["train.epochs=1", "train.tokens_per_step=512"]
+def recipe_of(name: str, batch: int = 512) -> Recipe:
+    """The quickstart's, with another algorithm, one epoch, and batches of fewer tokens for the fewer documents."""
+    training = ["train.epochs=1", f"train.tokens_per_step={batch}"]
     return load_recipe("quickstart", sets=[f"algorithm={{type: {name}, {DRAFTS[name]}}}", *training]).recipe
 
 

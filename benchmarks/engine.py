@@ -15,14 +15,15 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from speculators.algorithms.eagle3.proposal import Eagle3Proposal
-from speculators.checkpoints.load import load_draft
+from speculators.checkpoints.load import load_draft, proposal_of
+from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.extraction import extract
 from speculators.engines.generation import generate
@@ -96,8 +97,9 @@ def peer_states(model: Any, documents: list[list[int]], layers: tuple[int, ...],
 
 
 def our_states(verifier: VerifierModel, documents: list[list[int]]) -> int:
-    """The same by our extraction."""
-    found = extract(verifier, [torch.tensor(one) for one in documents], batch_tokens=65_536)
+    """The same by our extraction, which takes the verifier's own next token after every one."""
+    readings = [Reading(torch.tensor(one), torch.ones(len(one), dtype=torch.bool)) for one in documents]
+    found = extract(verifier, readings, batch_tokens=65_536)
     return sum(len(states.argmax) for states in found)
 
 
@@ -112,12 +114,10 @@ def chains(arguments: argparse.Namespace, prompts: list[list[int]]) -> dict[str,
     """Tokens a second of one sequence at a time, without a draft and with k = 1, 2, ... proposals, in float32."""
     network = load_draft(Path(arguments.draft))
     verifier = VerifierModel.load(arguments.verifier, "float32", aux_layers=network.config.aux_layers)
-    proposal, found = Eagle3Proposal(network.to("cpu", torch.float32)), {}
+    proposal, found = proposal_of(network.to("cpu", torch.float32)), {}
     for k in range(arguments.most_proposals + 1):
         settings = Settings(0.0, max(k, 1), arguments.tokens, 1)
-        seconds, answers = timed(
-            lambda k=k, settings=settings: decode(verifier, proposal if k else None, prompts, settings)
-        )
+        seconds, answers = timed(partial(decode, verifier, proposal if k else None, prompts, settings))
         figures = round_figures(answers, max(k, 1))
         found[f"proposals {k}"] = {
             "tokens_per_second": sum(len(one.tokens) for one in answers) / seconds,

@@ -110,7 +110,9 @@ def _measure(workload: Workload, peers: dict[str, Path], notes: list[str]) -> Me
 
 
 def _ours(variant: str, folder: Path) -> dict[str, Any]:
-    return run(Path(sys.executable), "our_steps.py", variant, str(folder), folder=folder, path=ROOT)
+    return run(
+        Path(sys.executable), "our_steps.py", variant, str(folder), folder=folder, path=(ROOT, ROOT / "benchmarks")
+    )
 
 
 def _compare(found: Measured, workload: Workload, notes: list[str]) -> None:

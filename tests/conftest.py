@@ -78,10 +78,14 @@ def speculators(start: Any) -> Command:
     return run
 
 
-@pytest.fixture
-def quickstart_store(tmp_path: Path) -> Path:
-    """Where the quickstart was run before, if `SPECULATORS_STORE` says so: half an hour less on a slow machine."""
-    return Path(os.environ.get("SPECULATORS_STORE", tmp_path / "store"))
+@pytest.fixture(scope="session")
+def quickstart_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the quickstart was run before, if `SPECULATORS_STORE` says so; else one place for all tests and workers."""
+    given = os.environ.get("SPECULATORS_STORE")
+    if given is not None:
+        return Path(given)
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "quickstart-store"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,18 @@ def build(name: str, version: str, unused: tuple[str, ...] = ()) -> Path:
     return python
 
 
-def run(python: Path, program: str, *arguments: str, folder: Path, path: Path | None = None) -> dict[str, Any]:
+def run(python: Path, program: str, *arguments: str, folder: Path, path: Sequence[Path] = ()) -> dict[str, Any]:
     """What one of this folder's programs prints last, as JSON; it runs in `folder`, a process of its own.
 
-    `path` is where it finds our package. Without it the program sees its own environment alone: a peer's package may
+    `path` is where it finds our packages. Without it the program sees its own environment alone: a peer's package may
     have our name. Raises PeerUnavailable with the program's last line.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    return json.loads(_checked([str(python), "-s", str(PROGRAMS / program), *arguments], folder, environment)[-1])
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    printed = _checked([str(python), "-s", str(PROGRAMS / program), *arguments], folder, environment)
+    found: dict[str, Any] = json.loads(printed[-1])
+    return found
 
 
 def _checked(command: list[str], folder: Path | None = None, environment: dict[str, str] | None = None) -> list[str]:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import measure
+from peers.measuring import measure
+from peers.workload import Workload, read
 from torch.nn import functional
-from workload import Workload, read
 
 from speculators.algorithms.base import Batch
 from speculators.algorithms.chains import find_chains
@@ -63,14 +63,14 @@ def ours(workload: Workload, draft: Eagle3Network, head: VerifierHead, batch: Ba
 
 def algorithm(workload: Workload) -> Eagle3:
     """KL over the draft's vocabulary, all steps of equal weight."""
-    weights = dict.fromkeys(LossWeights.__struct_fields__, 0.0) | {"kl": 1.0}
+    loss = LossWeights(kl=1, rkl=0, jsd=0, ce=0, tv=0, nla=0, lk=0, top_k=0, ce_target="teacher")
     return Eagle3(
         layers=1,
         draft_vocab_size=workload.draft_vocabulary,
         aux_layers=(2, 15, 27),
         training_time_test=TrainingTimeTest(steps=workload.steps, decay=1.0),
         normalization=Normalization(before_residual=True, before_fc=True, per_aux_layer=False, output=False),
-        loss=LossWeights(**weights),
+        loss=loss,
         reduction="token_mean",
         teacher="renormalized",
         out_of_vocabulary="keep",
@@ -83,7 +83,7 @@ def algorithm(workload: Workload) -> Eagle3:
 def dense(workload: Workload, draft: Eagle3Network, head: VerifierHead, batch: Batch) -> Losses:
     """As the algorithm is usually written: all positions, all pairs, all logits, the teacher kept for all of them."""
     tokens, steps = batch.tokens, workload.steps
-    draft.embed_tokens.weight.requires_grad_(requires_grad=False)
+    draft.embed_tokens.weight.requires_grad_(False)
     draft.lm_head.weight.requires_grad_(workload.train_head)
     rows = draft.target_ids
     lengths = torch.tensor(batch.lengths)

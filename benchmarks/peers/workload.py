@@ -9,7 +9,7 @@ batch.safetensors            the packed documents, and `targets_<j>`: the positi
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from speculators.algorithms.base import Batch
 from speculators.algorithms.chains import find_chains
 from speculators.algorithms.eagle3.config import Eagle3Config
 from speculators.algorithms.eagle3.network import Eagle3Network
+from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.vocabulary import VerifierHead
+from speculators.verifiers.weights import VerifierWeights
 
 AUX_LAYERS = (2, 15, 27)
 EPS = 1e-5
@@ -92,14 +94,16 @@ def write(workload: Workload, folder: Path) -> None:
     save_file(verifier, folder / "verifier" / "model.safetensors")
     draft = _draft(workload)
     kept = torch.randperm(sizes.vocabulary, generator=generator)[: workload.draft_vocabulary].sort().values
-    draft.start_from(
+    weights = VerifierWeights(
         embedding=verifier["model.embed_tokens.weight"],
         head=verifier["lm_head.weight"],
         norm=verifier["model.norm.weight"],
-        generator=generator,
-        d2t=kept - torch.arange(len(kept)),
-        t2d=torch.zeros(sizes.vocabulary, dtype=torch.bool).index_fill_(0, kept, value=True),
+        eps=EPS,
     )
+    d2t, t2d = kept - torch.arange(len(kept)), torch.zeros(sizes.vocabulary, dtype=torch.bool)
+    whole = DraftVocabulary.whole(sizes.vocabulary)
+    words = replace(whole, draft_vocab_size=len(kept), d2t=d2t, t2d=t2d.index_fill_(0, kept, value=True))
+    draft.start_from(weights, words, generator)
     save_file(draft.state_dict(), folder / "draft.safetensors")
     save_file(_tensors(workload, generator), folder / "batch.safetensors")
 
