@@ -1,6 +1,6 @@
 """Every algorithm learns on the real 135M verifier: a short training, and its draft is accepted more often.
 
-The quickstart's artifacts are the material, and `benchmarks/algorithms.py` trains and measures on a few of its documents.
+The quickstart's artifacts are the material; `benchmarks/algorithms.py` trains and measures, on a few of its documents.
 """
 
 from __future__ import annotations
