@@ -31,7 +31,7 @@ from speculators.verifiers.tokenizer import ChatTokenizer
 
 ONLY = ("qwen3-vl", "qwen3-vl-moe", "qwen3.5")
 LAYERS = (1, 2, 4)
-IMAGE_ID, VIDEO_ID = 290, 291  # conftest's
+IMAGE_ID, VIDEO_ID = 290, 291  # of `tiny_families`
 IMAGE, START, END = "<unused_31>", "<unused_33>", "<unused_34>"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from speculators.engines.vllm.environment import find_vllm
+from speculators.engines.vllm.server import ServerOptions, environment
 from speculators.errors import MachineError
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 from speculators.verifiers.random_model import write_random_model
@@ -19,6 +21,8 @@ from speculators.verifiers.random_model import write_random_model
 SHAPE = SimpleNamespace(
     layers=7, hidden_size=128, intermediate_size=192, attention_heads=4, key_value_heads=2, vocab_size=300, seed=0
 )
+
+INSIDE = Path(__file__).with_name("inside.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,6 +68,40 @@ def embedded() -> TransformersEngine:
     return TransformersEngine(device="cpu", threads=None, batch_tokens=16384)
 
 
+@pytest.fixture(scope="session")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, Any]]]:
+    """vLLM's own engine in one process (`inside.py`): `vllm serve`'s arguments, prompts and tokens -> what came of it.
+
+    For whatever is about what vLLM computes; tests of the server start a server.
+    """
+    found, folder = find_vllm(), tmp_path_factory.mktemp("inside")
+    started: list[subprocess.Popen[str]] = []
+    log = folder / "log"
+
+    def run(arguments: Sequence[str], prompts: Sequence[Sequence[int]], tokens: int) -> dict[str, Any]:
+        if not started:
+            told = log.open("w")
+            variables = environment(found, ServerOptions(cpu_cache=1), 0)
+            command = [str(found.python), str(INSIDE)]
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": told, "text": True}
+            started.append(subprocess.Popen(command, env=variables, **pipes))
+        (process,) = started
+        result = folder / "result.json"
+        job = {"arguments": list(arguments), "prompts": list(map(list, prompts)), "tokens": tokens}
+        process.stdin.write(json.dumps(job | {"result": str(result)}) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n", log.read_text()[-5000:]
+        answer: dict[str, Any] = json.loads(result.read_text())
+        result.unlink()
+        assert "error" not in answer, answer["error"]
+        return answer
+
+    yield run
+    for process in started:
+        process.stdin.close()
+        process.wait()
+
+
 @pytest.fixture
 def servers() -> Callable[[], list[psutil.Process]]:
     """The processes of vLLM and GuideLLM below this one, whenever asked, and none of other tests."""
@@ -72,7 +110,7 @@ def servers() -> Callable[[], list[psutil.Process]]:
         return [
             child
             for child in psutil.Process().children(recursive=True)
-            if "vllm" in (line := _command(child)) or "guidellm" in line
+            if ("vllm" in (line := _command(child)) or "guidellm" in line) and str(INSIDE) not in line
         ]
 
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,14 @@ from speculators.checkpoints.exporters import write_export
 from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.load import load_draft, read_checkpoint
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
-from speculators.decoding.request import Request
-from speculators.engines.process import read
-from speculators.engines.prometheus import by_position, parse
 from speculators.engines.transformers import VerifierModel
-from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 from speculators.verifiers.lender import Lender
 
 pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
 
-OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, start_seconds=900, most_requests=8)
+OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, most_requests=8)
 PROPOSED, TOKENS = 3, 100
 NARROW = {"hidden_size": 64, "target_hidden_size": 128}
 NORMED = {"hidden_size": 128, "fc_norm": True, "norm_output": True}
@@ -37,12 +34,11 @@ NORMED = {"hidden_size": 128, "fc_norm": True, "norm_output": True}
 
 @pytest.mark.parametrize(("target", "shape"), [("eagle3", NARROW), ("eagle3.1", NORMED)])
 def test_a_converted_draft_is_lossless_and_accepted_as_often_as_we_measure(
-    target: str, shape: dict[str, Any], verifier: Path, tmp_path: Path
+    target: str, shape: dict[str, Any], verifier: Path, inside: Callable[..., Any], tmp_path: Path
 ) -> None:
-    requests = [Request([9, 4 * number, 7], TOKENS, stop_ids=frozenset()) for number in range(8)]
+    ids = [[9, 4 * number, 7] for number in range(8)]
     model = VerifierModel.load(verifier, "float32", aux_layers=(2, 3, 4))
     settings = Settings(0.0, PROPOSED, TOKENS, 8, stop_ids=frozenset())
-    ids = [one.prompt_ids for one in requests]
     dense = [list(one.tokens) for one in decode(model, None, ids, settings)]
     # A vocabulary of few words that the verifier often says: so some guesses of an untrained draft are right.
     kept = [token for token, _ in Counter(token for answer in dense for token in answer).most_common(2)]
@@ -54,14 +50,9 @@ def test_a_converted_draft_is_lossless_and_accepted_as_often_as_we_measure(
     assert figures["acceptance_length"] > 1.05
 
     arguments = serve_arguments(checkpoint, "float32", OPTIONS, trust_remote_code=False)
-    (tmp_path / "served").mkdir()
-    with vllm_servers(arguments, OPTIONS, tmp_path / "served") as (url,):
-        found = {one.number: one.token_ids for one in answers([url], MODEL, requests, at_once=8)}
-        metrics = read(f"{url}/metrics")
-    assert [found[number] for number in range(8)] == dense
-    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
-    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
-    assert sum(accepted) / rounds == pytest.approx(figures["acceptance_length"] - 1, rel=0.1)
+    found = inside(arguments, ids, TOKENS)
+    assert found["tokens"] == dense
+    assert sum(found["accepted"]) / found["drafts"] == pytest.approx(figures["acceptance_length"] - 1, rel=0.1)
 
 
 def converted(target: str, shape: dict[str, Any], kept: list[int], lender: Lender, folder: Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +18,8 @@ from speculators.checkpoints.exporters.eagle import export
 from speculators.checkpoints.layout import completed
 from speculators.checkpoints.load import proposal_of
 from speculators.data.vocabulary import Coverage, DraftVocabulary
-from speculators.decoding.request import Request
-from speculators.engines.process import read
-from speculators.engines.prometheus import by_position, parse
 from speculators.engines.transformers import VerifierModel
-from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 from speculators.recipe.load import load_recipe
 from speculators.verifiers.facts import VerifierFacts
@@ -29,7 +27,7 @@ from speculators.verifiers.weights import VerifierWeights
 
 pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
 
-OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, start_seconds=900, most_requests=16)
+OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, most_requests=16)
 TOKENS, STEPS, PROPOSED = 40, 150, 4
 
 
@@ -61,7 +59,9 @@ def trained(model: VerifierModel, verifier: Path, documents: list[tuple[list[int
     return objective
 
 
-def test_vllm_drafts_with_an_exported_checkpoint_as_we_do(verifier: Path, tmp_path: Path) -> None:
+def test_vllm_drafts_with_an_exported_checkpoint_as_we_do(
+    verifier: Path, inside: Callable[..., Any], tmp_path: Path
+) -> None:
     depth = VerifierFacts.from_directory(verifier).layers
     model = VerifierModel.load(verifier, "float32", aux_layers=(depth,))
     generator = torch.Generator().manual_seed(0)
@@ -81,18 +81,12 @@ def test_vllm_drafts_with_an_exported_checkpoint_as_we_do(verifier: Path, tmp_pa
 
     speculative = {"method": "eagle", "model": str(draft), "num_speculative_tokens": PROPOSED}
     options = replace(OPTIONS, extra=("--speculative-config", json.dumps(speculative)))
-    requests = [Request(prompt, TOKENS) for prompt in prompts]
-    arguments = serve_arguments(verifier, "float32", options, trust_remote_code=False)
-    with vllm_servers(arguments, options, tmp_path) as (url,):
-        found = {one.number: one.token_ids for one in answers([url], MODEL, requests, at_once=16)}
-        metrics = read(f"{url}/metrics")
-    assert found == dict(enumerate(dense))
-    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
-    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
-    assert len(accepted) == PROPOSED
+    found = inside(serve_arguments(verifier, "float32", options, trust_remote_code=False), prompts, TOKENS)
+    assert found["tokens"] == dense
+    assert len(found["accepted"]) == PROPOSED
 
     own = decode(model, proposal_of(network), prompts, Settings(0.0, PROPOSED, TOKENS, 16))
     figures = round_figures(own, PROPOSED)
     assert figures["acceptance_length"] > 1.5
     # vLLM also counts proposals that it accepted beyond the end of an answer.
-    assert 1 + sum(accepted) / rounds == pytest.approx(figures["acceptance_length"], rel=0.03)
+    assert 1 + sum(found["accepted"]) / found["drafts"] == pytest.approx(figures["acceptance_length"], rel=0.03)

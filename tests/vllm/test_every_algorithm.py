@@ -12,17 +12,13 @@ import torch
 from speculators.checkpoints.check import check_checkpoint
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
-from speculators.decoding.request import Request
-from speculators.engines.process import read
-from speculators.engines.prometheus import by_position, parse
 from speculators.engines.transformers import VerifierModel
-from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 
 pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
 
-OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, start_seconds=900, most_requests=16)
+OPTIONS = ServerOptions(max_length=512, cpu_cache=1, eager=True, most_requests=16)
 TOKENS, STEPS = 40, 120
 SERVED = {
     "peagle": "type: peagle, draft_vocab_size: 250, layers: 2, depths: 4, normalization: {before_fc: true}",
@@ -54,6 +50,7 @@ def test_a_draft_is_served_as_it_was_trained(
     model: VerifierModel,
     documents: list[tuple[list[int], list[int]]],
     short_training: Callable[..., Any],
+    inside: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     said = f"{SERVED[algorithm]}, aux_layers: [2, 3, 5]"
@@ -64,18 +61,13 @@ def test_a_draft_is_served_as_it_was_trained(
     write_checkpoint(checkpoint, config, objective.network.state_dict())
     assert check_checkpoint(checkpoint) == []
 
-    requests = [Request(prompt, TOKENS) for prompt, _ in documents]
-    arguments = serve_arguments(checkpoint, "float32", OPTIONS, trust_remote_code=False)
-    with vllm_servers(arguments, OPTIONS, tmp_path) as (url,):
-        found = {one.number: one.token_ids for one in answers([url], MODEL, requests, at_once=16)}
-        metrics = read(f"{url}/metrics")
-    assert found == {number: answer for number, (_, answer) in enumerate(documents)}
-    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
-    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
-    assert len(accepted) == k
+    prompts = [prompt for prompt, _ in documents]
+    found = inside(serve_arguments(checkpoint, "float32", OPTIONS, trust_remote_code=False), prompts, TOKENS)
+    assert found["tokens"] == [answer for _, answer in documents]
+    assert len(found["accepted"]) == k
 
-    own = decode(model, proposal_of(load_draft(checkpoint)), [p for p, _ in documents], Settings(0.0, k, TOKENS, 16))
+    own = decode(model, proposal_of(load_draft(checkpoint)), prompts, Settings(0.0, k, TOKENS, 16))
     figures = round_figures(own, k)
     assert figures["acceptance_length"] > 1.2
     # vLLM also counts proposals that it accepted beyond the end of an answer.
-    assert 1 + sum(accepted) / rounds == pytest.approx(figures["acceptance_length"], rel=0.05)
+    assert 1 + sum(found["accepted"]) / found["drafts"] == pytest.approx(figures["acceptance_length"], rel=0.05)

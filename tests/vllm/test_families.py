@@ -1,70 +1,85 @@
-"""A verifier of another family than Llama in a real vLLM: its hidden states are those of the embedded engine."""
+"""Families in a real vLLM (CPU build): hidden states are ours, and a draft speaks for them without a changed word."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
+from safetensors.torch import load_file
+from tiny_families import FAMILIES, LAYERS
 
+from speculators.checkpoints.load import load_draft, proposal_of
+from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.data.tokens import Reading
-from speculators.engines.opened import Opening, extracting
-from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
-from speculators.verifiers.random_model import byte_tokenizer
+from speculators.engines.extraction import extract
+from speculators.engines.transformers import VerifierModel
+from speculators.engines.vllm.server import ServerOptions, extraction_arguments, serve_arguments
+from speculators.evaluation.acceptance import Settings, decode, round_figures
+from speculators.verifiers.facts import VerifierFacts
 
 pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
 
-LAYERS = (2, 3, 5)
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "bos_token_id": 257,
-    "eos_token_id": 258,
-}
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "qwen3-moe": (
-        "Qwen3MoeConfig",
-        "Qwen3MoeForCausalLM",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-    ),
-}
+OPTIONS = ServerOptions(max_length=256, cpu_cache=1, eager=True, most_requests=8)
+AUX, TOKENS, STEPS = (1, 2, 3), 16, 60
+SAID = f"type: eagle3, aux_layers: {list(AUX)}, draft_vocab_size: 250, training_time_test: {{steps: 2, decay: 1.0}}"
+SERVED = ("llama-3", "qwen3", "qwen3-moe", "gpt-oss", "mistral", "gemma-4")
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=SERVED)
+def verifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family's random verifier."""
-    config, model, values = FAMILIES[request.param]
-    torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**{**SIZES, **values}))
-    made.generation_config.eos_token_id = [258]
-    made.save_pretrained(tmp_path / "verifier")
-    byte_tokenizer(SIZES["vocab_size"]).save_pretrained(tmp_path / "verifier")
-    return tmp_path / "verifier"
+    directory = tmp_path_factory.mktemp("families") / request.param
+    FAMILIES[request.param].write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def model(verifier: Path) -> VerifierModel:
+    return VerifierModel.load(verifier, "float32", aux_layers=AUX)
 
 
 def test_a_familys_states_are_ours(
-    family: Path, engine: VllmEngine, embedded: TransformersEngine, tmp_path: Path
+    verifier: Path, model: VerifierModel, inside: Callable[..., Any], tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 250, (length,), generator=generator) for length in (40, 7, 90)]
-    documents = [Reading(one, torch.arange(len(one)) >= 3) for one in ids]
-    found = []
-    for used in (embedded, engine):
-        with extracting(Opening(used, family, "float32", None, tmp_path / "engine"), LAYERS) as extract:
-            found.append({states.number: states for states in extract(documents)})
-    for number, own in found[0].items():
-        theirs = found[1][number]
-        torch.testing.assert_close(theirs.aux.float(), own.aux, rtol=2e-3, atol=2e-3)
-        torch.testing.assert_close(theirs.last.float(), own.last, rtol=2e-3, atol=2e-3)
-        assert float((theirs.argmax == own.argmax).float().mean()) > 0.95
+    own = {one.number: one for one in extract(model, [Reading(one, one >= 0) for one in ids], batch_tokens=256)}
+    written = replace(OPTIONS, extra=tuple(extraction_arguments((*AUX, LAYERS), tmp_path, cpu=True)))
+    arguments = serve_arguments(verifier, "float32", written, trust_remote_code=False)
+    found = inside(arguments, [one.tolist() for one in ids], 1)
+    for number, file in enumerate(found["states"]):
+        theirs = load_file(file)
+        assert torch.equal(theirs["token_ids"], ids[number])
+        *aux, last = theirs["hidden_states"].unbind(1)
+        torch.testing.assert_close(torch.cat(aux, -1).float(), own[number].aux, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(last.float(), own[number].last, rtol=2e-3, atol=2e-3)
+        assert found["tokens"][number] == [int(own[number].argmax[-1])]
+
+
+def test_a_draft_speaks_for_a_family(
+    verifier: Path,
+    model: VerifierModel,
+    short_training: Callable[..., Any],
+    inside: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    prompts = torch.randint(3, 250, (8, 9), generator=torch.Generator().manual_seed(1)).tolist()
+    greedy = [list(one.tokens) for one in decode(model, None, prompts, Settings(0.0, 0, TOKENS, 8))]
+    documents = list(zip(prompts, greedy, strict=True))
+    objective, _, _, k = short_training(SAID, model, verifier, documents, steps=STEPS)
+    name = VerifierName(str(verifier), VerifierFacts.from_directory(verifier).architectures)
+    config = speculators_config(objective.draft_config(), name, k, "float32")
+    write_checkpoint(tmp_path / "draft", config, objective.network.state_dict())
+
+    arguments = serve_arguments(tmp_path / "draft", "float32", OPTIONS, trust_remote_code=False)
+    found = inside(arguments, prompts, TOKENS)
+    assert found["tokens"] == greedy
+    own = decode(model, proposal_of(load_draft(tmp_path / "draft")), prompts, Settings(0.0, k, TOKENS, 8))
+    figures = round_figures(own, k)
+    assert figures["acceptance_length"] > 1.2
+    # vLLM also counts proposals that it accepted beyond the end of an answer.
+    assert 1 + sum(found["accepted"]) / found["drafts"] == pytest.approx(figures["acceptance_length"], rel=0.06)

@@ -14,12 +14,8 @@ from safetensors.torch import save_file
 from speculators.checkpoints.exporters.medusa import export
 from speculators.checkpoints.load import proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config
-from speculators.decoding.request import Request
-from speculators.engines.process import read
-from speculators.engines.prometheus import by_position, parse
 from speculators.engines.transformers import VerifierModel
-from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 
 pytestmark = pytest.mark.xdist_group("vllm")  # one server at a time has the machine
@@ -28,7 +24,7 @@ HEADS, TOKENS, STEPS = 3, 24, 80
 
 
 def test_an_exported_draft_is_lossless_in_vllm_and_accepted_as_often(
-    verifier: Path, tmp_path: Path, short_training: Callable[..., Any]
+    verifier: Path, tmp_path: Path, short_training: Callable[..., Any], inside: Callable[..., Any]
 ) -> None:
     model = VerifierModel.load(verifier, "float32", aux_layers=(7,))
     prompts = torch.randint(3, 300, (8, 9), generator=torch.Generator().manual_seed(1)).tolist()
@@ -48,21 +44,16 @@ def test_an_exported_draft_is_lossless_in_vllm_and_accepted_as_often(
 
     speculative = {"method": "medusa", "model": str(draft), "num_speculative_tokens": HEADS}
     options = ServerOptions(
-        max_length=256, cpu_cache=1, eager=True, start_seconds=900, most_requests=8,
+        max_length=256, cpu_cache=1, eager=True, most_requests=8,
         extra=("--speculative-config", json.dumps(speculative)),
     )  # fmt: skip
     arguments = serve_arguments(verifier, "float32", options, trust_remote_code=False)
-    requests = [Request(prompt, TOKENS) for prompt in prompts]
-    with vllm_servers(arguments, options, tmp_path) as (url,):
-        served = {one.number: list(one.token_ids) for one in answers([url], MODEL, requests, at_once=8)}
-        metrics = read(f"{url}/metrics")
-    assert served == {number: list(one.tokens) for number, one in enumerate(text)}
+    served = inside(arguments, prompts, TOKENS)
+    assert served["tokens"] == [list(one.tokens) for one in text]
 
     own = decode(model, proposal_of(objective.network), prompts, Settings(0.0, HEADS, TOKENS, 8))
     figures = round_figures(own, HEADS)
-    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
-    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
-    assert len(accepted) == HEADS
+    assert len(served["accepted"]) == HEADS
     assert figures["acceptance_length"] > 1.3
     # vLLM also counts proposals that it accepted beyond the end of an answer.
-    assert 1 + sum(accepted) / rounds == pytest.approx(figures["acceptance_length"], rel=0.06)
+    assert 1 + sum(served["accepted"]) / served["drafts"] == pytest.approx(figures["acceptance_length"], rel=0.06)

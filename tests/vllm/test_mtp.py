@@ -17,12 +17,8 @@ from speculators.algorithms.mtp.network import MtpNetwork
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.checkpoints.stitch import stitch
-from speculators.decoding.request import Request
-from speculators.engines.process import read
-from speculators.engines.prometheus import by_position, parse
 from speculators.engines.transformers import VerifierModel
-from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
+from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.random_model import write_random_model
@@ -60,7 +56,7 @@ def verifier_with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_stitched_verifier_drafts_for_itself(
-    verifier_with_head: Path, short_training: Callable[..., Any], tmp_path: Path
+    verifier_with_head: Path, short_training: Callable[..., Any], inside: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = VerifierModel.load(verifier_with_head, "float32", aux_layers=(SHAPE.layers,))
     generator = torch.Generator().manual_seed(0)
@@ -79,22 +75,16 @@ def test_the_stitched_verifier_drafts_for_itself(
         max_length=512,
         cpu_cache=1,
         eager=True,
-        start_seconds=900,
         most_requests=16,
         extra=("--speculative-config", speculative),
     )
     arguments = serve_arguments(stitched, "float32", options, trust_remote_code=False)
-    requests = [Request(prompt, TOKENS) for prompt in prompts]
-    with vllm_servers(arguments, options, tmp_path) as (url,):
-        found = {one.number: one.token_ids for one in answers([url], MODEL, requests, at_once=16)}
-        metrics = read(f"{url}/metrics")
-    assert found == dict(enumerate(greedy))
-    rounds = sum(parse(metrics)["spec_decode_num_drafts_total"])
-    accepted = by_position(metrics, "spec_decode_num_accepted_tokens_per_pos_total")
-    assert len(accepted) == K
+    found = inside(arguments, prompts, TOKENS)
+    assert found["tokens"] == greedy
+    assert len(found["accepted"]) == K
 
     own = decode(model, proposal_of(load_draft(checkpoint)), prompts, Settings(0.0, K, TOKENS, 16))
     figures = round_figures(own, K)
     assert figures["acceptance_length"] > 1.2
     # vLLM also counts proposals that it accepted beyond the end of an answer.
-    assert 1 + sum(accepted) / rounds == pytest.approx(figures["acceptance_length"], rel=0.05)
+    assert 1 + sum(found["accepted"]) / found["drafts"] == pytest.approx(figures["acceptance_length"], rel=0.05)
