@@ -21,10 +21,10 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # vLLM prints its log
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-from vllm import LLM, ModelRegistry, SamplingParams
-from vllm.engine.arg_utils import EngineArgs
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm import LLM, ModelRegistry, SamplingParams  # noqa: E402  its log goes elsewhere
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: E402
+from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
 
 def engine_options(arguments: list[str]) -> dict[str, Any]:
