@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import HEAD
+from tiny_families import HEAD, HIDDEN
 from transformers import AutoConfig
 
 from speculators.engines.transformers import VerifierModel
@@ -63,7 +63,8 @@ def test_facts_are_those_of_transformers_config(family: Any, checkpoint: Path) -
         name in json.dumps(dict(family.values)) for name in ("num_experts_per_tok", "routed", "local_exp")
     )
     assert (facts.experts > facts.experts_per_token >= 1) if has_experts else facts.experts == 0
-    heads = (4, 4, HEAD) if "kv_lora_rank" in family.values else (4, 2, HEAD)
+    latent = "kv_lora_rank" in family.values  # the draft's own heads then have 128 channels
+    heads = (HIDDEN // 128, HIDDEN // 128, 128) if latent else (4, 2, HEAD)
     assert (facts.attention_heads, facts.key_value_heads, facts.head_dim) == heads
 
 

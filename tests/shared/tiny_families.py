@@ -95,9 +95,9 @@ LATENT = {
 LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": HEAD,
-    "linear_value_head_dim": HEAD,
-    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 3,
     "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
 }
 SMALL_VIT = {"depth": 1, "hidden_size": 64, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": HIDDEN}
