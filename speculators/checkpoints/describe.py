@@ -35,6 +35,8 @@ _LOADED = ("eagle", "medusa", "draft_model")
 """Formats of others that vLLM loads where it does not load ours; it keeps its `mlp_speculator` switched off."""
 
 _SOME_LAYERS = 32
+"""The depth of a verifier for a draft that reads none of its layers by number."""
+
 _BY_HAND = "no command mends it: correct its config.json and weights by hand, or make the draft again"
 
 

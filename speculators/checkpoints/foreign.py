@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from speculators.errors import UsageError
 from speculators.verifiers.facts import safetensors_header
+from speculators.verifiers.weight_index import INDEX, read_index
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ Medusa's and Hydra's authors name theirs medusa_lm_head.pt and hydra_lm_head.pt.
 """
 
 _EXPECTED = "a draft is a config.json with *.safetensors, *.bin or *_head.pt beside it; GGUF is not converted"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_INDEXES = (INDEX, "pytorch_model.bin.index.json")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 _PICKLED = (".bin", ".pt")
 _DTYPES = {
@@ -132,19 +133,6 @@ def index_file(directory: Path, pattern: str) -> Path | None:
     """The index of the weights of one kind, transformers' own before others' (Mistral's); None: there is none."""
     found = sorted(directory.glob(f"{pattern}.index.json"), key=lambda file: (file.name not in _INDEXES, file.name))
     return found[0] if found else None
-
-
-def read_index(file: Path) -> dict[str, str]:
-    """Tensor -> name of the file that holds it, by a sharded checkpoint's index; UsageError for one that is broken."""
-    try:
-        where = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-    except ValueError as error:
-        raise UsageError(f"{file} is not valid JSON: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{file} has no `weight_map`: it does not say which file holds which tensor") from error
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise UsageError(f"{file}: its `weight_map` should give the name of a file for each tensor")
-    return where
 
 
 def load_pickled(file: Path) -> dict[str, torch.Tensor]:

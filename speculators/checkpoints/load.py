@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from speculators.algorithms import load
 from speculators.algorithms.base import DraftNetwork
 from speculators.algorithms.contracts import DraftConfig
-from speculators.checkpoints.foreign import read_index
 from speculators.checkpoints.layout import completed, tensor_problems
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
+from speculators.verifiers.weight_index import INDEX, read_index
 from speculators.verifiers.weights import VerifierWeights
 
 
@@ -67,7 +67,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     Raises UsageError when a file is missing or broken.
     """
     config = read_config(directory)
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     files = ["model.safetensors"]
     if index.is_file():
         files = sorted(set(read_index(index).values()))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from speculators import __version__
 from speculators.checkpoints.layout import layout_of
+from speculators.verifiers.weight_index import INDEX
 
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,9 +79,7 @@ def write_checkpoint(
         save_file({name: ready[name] for name in names}, directory / file, metadata={"format": "pt"})
         index.update(dict.fromkeys(names, file))
     if len(shards) > 1:
-        _write_json(
-            directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
-        )
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     _write_json(directory / "config.json", config)
 
 

@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from speculators.checkpoints.foreign import PATTERNS, Foreign, index_file, read_foreign_config, read_index, weight_files
+from speculators.checkpoints.foreign import PATTERNS, Foreign, index_file, read_foreign_config, weight_files
 from speculators.errors import UsageError
 from speculators.pipeline.digests import file_sha256
 from speculators.verifiers.hub import TOKENIZER, fetch_files, resolve_commit
+from speculators.verifiers.weight_index import INDEX, read_index
 
-_INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -82,7 +82,7 @@ def _head_files(hub: str, commit: str, name: str) -> list[str]:
     """The files with the head of a verifier on the hub; none when its weights are in a single file."""
     from speculators.checkpoints.importers.mtp import head_files
 
-    directory = fetch_files(hub, commit, ["config.json", _INDEX])
-    if not (directory / _INDEX).is_file():
+    directory = fetch_files(hub, commit, ["config.json", INDEX])
+    if not (directory / INDEX).is_file():
         return []
-    return list(head_files(read_foreign_config(directory, name), read_index(directory / _INDEX), name))
+    return list(head_files(read_foreign_config(directory, name), read_index(directory / INDEX), name))

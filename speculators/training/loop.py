@@ -103,7 +103,7 @@ def train(inputs: TrainingInputs, stop: StopSignals | None = None) -> dict[str, 
     already gives `stop`.
     """
     if not inputs.ranks.any(not (inputs.output / RESULT).is_file()):  # killed when all was done but the publishing
-        return _left(inputs.output)
+        return _tidied(inputs.output)
     if stop is not None:
         return _Training(inputs, stop).run()
     with StopSignals() as stop:
@@ -293,11 +293,11 @@ class _Training:
         if self.ranks.is_first:
             (output / "draft.json").write_text(json.dumps(self.inputs.draft, indent=2) + "\n", encoding="utf-8")
             checkpointing.write_at_once(output / RESULT, json.dumps(result, indent=2) + "\n")
-            return _left(output)
+            return _tidied(output)
         return result
 
 
-def _left(output: Path) -> dict[str, Any]:
+def _tidied(output: Path) -> dict[str, Any]:
     """The result of a training that is through; its saves, of no use beside that, go."""
     shutil.rmtree(output / SAVES, ignore_errors=True)
     result: dict[str, Any] = json.loads((output / RESULT).read_text(encoding="utf-8"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from speculators.errors import MachineError, UsageError
+from speculators.verifiers.weight_index import INDEX, read_index
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 """What is read of a checkpoint directory or a hub repository; never pickled weights."""
@@ -82,8 +82,8 @@ def cached_snapshot(name: str, revision: str | None, kind: Literal["model", "dat
 
 
 def _is_whole(directory: Path) -> bool:
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     names = {"model.safetensors"}
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_index(index).values())
     return (directory / "config.json").is_file() and all((directory / name).is_file() for name in names)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts, safetensors_header
 from speculators.verifiers.hub import TOKENIZER, fetch_files
+from speculators.verifiers.weight_index import INDEX, read_index
 
 if TYPE_CHECKING:
     import torch
 
 CONFIGS = ("config.json", "generation_config.json")
-_INDEX = "model.safetensors.index.json"
 
 Part = Literal["embedding", "head"]
 
@@ -78,10 +78,10 @@ class Lender:
         """Tensor -> name of the file that holds it."""
         directory = self.directory
         if self.commit is not None:
-            directory = fetch_files(self.name, self.commit, [_INDEX])
-        index = directory / _INDEX
+            directory = fetch_files(self.name, self.commit, [INDEX])
+        index = directory / INDEX
         if index.is_file():
-            return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            return read_index(index)
         if self.commit is not None:
             directory = fetch_files(self.name, self.commit, ["*.safetensors"])
         found = {

@@ -191,16 +191,16 @@ def test_what_was_done_of_either_phase_is_taken_up_again(run, do, how):
 def test_a_kill_when_a_phase_is_done_loses_nothing_of_it(run, monkeypatch, folder):
     from speculators.training import loop
 
-    left = loop._left
+    tidied = loop._tidied
 
     def die_there(output):
         if output == whole.parent / folder:
             raise Killed
-        return left(output)
+        return tidied(output)
 
     whole = run(BOTH, "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_left", die_there)
+        patched.setattr(loop, "_tidied", die_there)
         with pytest.raises(Killed):
             run(BOTH, "parts")
     heard = Ending(1, None)

@@ -117,7 +117,7 @@ def test_a_training_killed_when_all_is_done_is_not_done_again(training: Build, m
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("speculators.training.loop._left", die)  # the saves' removal is the last thing that happens
+        patched.setattr("speculators.training.loop._tidied", die)  # the saves' removal is the last thing that happens
         with pytest.raises(Killed):
             train(training("parts", save_every=4))
     saved = training("parts", save_every=4)
