@@ -19,6 +19,20 @@ from speculators.steps import acceptance
 
 (STEP,) = acceptance.steps(SimpleNamespace(eval=SimpleNamespace(acceptance=True)))
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "attention_heads": 4,
+    "key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 300,
+    "draft_vocab_size": 300,
+    "rope": {"rope_type": "default", "rope_theta": 10000.0},
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+}
+"""Of a draft for the tests' verifier."""
+
 
 @pytest.fixture
 def values(make_recipe):
@@ -51,19 +65,7 @@ def prompts(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path, verifier):
-    shape = Eagle3Config(
-        hidden_size=32,
-        intermediate_size=64,
-        attention_heads=4,
-        key_value_heads=2,
-        head_dim=8,
-        vocab_size=300,
-        draft_vocab_size=300,
-        aux_layers=(0, 1, 2),
-        rope={"rope_type": "default", "rope_theta": 10000.0},
-        rms_norm_eps=1e-6,
-        max_position_embeddings=256,
-    )
+    shape = Eagle3Config(**SIZES, aux_layers=(0, 1, 2))
     torch.manual_seed(0)
     config = speculators_config(shape.to_config_json(), VerifierName(str(verifier / "model"), ("L",)), 3, "bfloat16")
     write_checkpoint(tmp_path / "draft", config, Eagle3Network(shape).state_dict())
@@ -73,22 +75,7 @@ def checkpoint(tmp_path, verifier):
 @pytest.fixture
 def block_draft(tmp_path, verifier):
     """A DFlash draft of blocks of 4 that says it drafts 5 tokens in a round."""
-    shape = DFlashConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        attention_heads=4,
-        key_value_heads=2,
-        head_dim=8,
-        vocab_size=300,
-        draft_vocab_size=300,
-        aux_layers=(1, 2),
-        rope={"rope_type": "default", "rope_theta": 10000.0},
-        rms_norm_eps=1e-6,
-        max_position_embeddings=256,
-        layers=1,
-        block_size=4,
-        mask_token_id=299,
-    )
+    shape = DFlashConfig(**SIZES, aux_layers=(1, 2), layers=1, block_size=4, mask_token_id=299)
     config = speculators_config(shape.to_config_json(), VerifierName(str(verifier / "model"), ("L",)), 5, "float32")
     write_checkpoint(tmp_path / "draft", config, DFlashNetwork(shape).state_dict())
     return tmp_path / "draft"
