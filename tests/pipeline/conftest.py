@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,20 +75,27 @@ def toy(toy_graph, store, tmp_path):
 
 @pytest.fixture
 def barrier(tmp_path, monkeypatch):
-    """`barrier(name)` makes a worker stop at `name`; `.reached()` waits for that, `.open()` lets it go on."""
+    """`barrier(name)` makes a worker stop at `name`; `.reached()` waits for that, `.open()` lets it go on.
+
+    Files, and a worker that looks for them: a signal that comes just before a blocking call would not wake it.
+    """
     folder = tmp_path / "barriers"
     folder.mkdir()
     monkeypatch.setenv("TOY_BARRIERS", str(folder))
 
     def make(name):
         place = folder / name
-        os.mkfifo(place)
-        os.mkfifo(place.with_suffix(".go"))
-        return SimpleNamespace(
-            reached=place.read_text,
-            open=lambda: place.with_suffix(".go").write_text("go"),
-            remove=place.unlink,
-        )
+        place.touch()
+        here = place.with_suffix(".here")
+
+        def reached():
+            deadline = time.monotonic() + 300
+            while not here.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            here.unlink()
+
+        return SimpleNamespace(reached=reached, open=place.with_suffix(".go").touch, remove=place.unlink)
 
     return make
 

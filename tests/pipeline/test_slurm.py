@@ -41,7 +41,7 @@ store, runs = Path(sys.argv[1]), Path(sys.argv[2])
 plan = make_plan(toy_graph.reassemble({}), Store.open(store), Selection(until=("shards",)))
 folder = create_run(runs, plan, consent=Consent(), texts={})
 site = Site(result_seconds=0.05, state_seconds=0.2, unseen_seconds=0.3)
-executor = SlurmExecutor(Requests(), store, runs, grace=5.0, site=site)
+executor = SlurmExecutor(Requests(), store, runs, grace=30.0, site=site)
 sys.exit(run_plan(plan, folder, executor).exit_code)
 """
 
@@ -90,7 +90,7 @@ def slurm(tmp_path, monkeypatch):
 def executor(slurm, store, tmp_path):
     """Makes an executor that looks often; arguments are options as on the command line, by name."""
 
-    def make(grace=5.0, arguments=None, account=None, **asked):
+    def make(grace=30.0, arguments=None, account=None, **asked):
         site = Site(account, arguments or {}, **QUICK)
         return SlurmExecutor(Requests.parse(asked), store.root, tmp_path / "runs", grace=grace, site=site)
 
@@ -173,7 +173,7 @@ def test_every_step_is_a_job_and_the_run_ends_as_it_would_here(toy, slurm, execu
     assert {"partition=gpu", "account=us", "constraint=h100", "gpus-per-node=1", "requeue", "time=90"} <= options[
         "shards"
     ]
-    assert {"cpus-per-task=4", "mem=7629M", "signal=USR2@65", "open-mode=append"} <= options["shards"]
+    assert {"cpus-per-task=4", "mem=7629M", "signal=USR2@90", "open-mode=append"} <= options["shards"]
     assert "--cpus-per-task 4" in by_step["shards"]  # srun no longer takes it from sbatch
     assert "time=1440" in options["total"]
     assert "partition=cpu" in options["words"]
