@@ -40,7 +40,8 @@ class Layout(Protocol):
     """How an algorithm's drafts stand on disk: what the module `algorithms/<name>/layout.py` has.
 
     Where vLLM loads only some of them, it also has `refuses(config)`: what is said of those that it does not load,
-    such as "with a Markov head of the type rnn", and None of the others.
+    such as "with a Markov head of the type rnn", and None of the others. Where some tensors are never rounded to the
+    type of the checkpoint, it has their names, `UNROUNDED`.
     """
 
     ARCHITECTURE: str

@@ -16,7 +16,7 @@ from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.importers import Found, find
 from speculators.checkpoints.importers.assignment import computed
 from speculators.checkpoints.importers.base import Translation
-from speculators.checkpoints.layout import tensor_problems
+from speculators.checkpoints.layout import tensor_problems, unrounded
 from speculators.errors import UsageError
 from speculators.verifiers.lender import Lender, Part
 
@@ -146,8 +146,9 @@ def _check_borrowed(foreign: Foreign, found: Found, verifier: Lender) -> None:
 def _own_dtype(foreign: Foreign, found: Found) -> str:
     """The one type of the source's weights."""
     kinds: dict[str, str] = {}
+    passed_over = {*_MAPS, *unrounded(found.translation.draft)}
     for name, source in found.translation.tensors.items():
-        if name not in _MAPS:
+        if name not in passed_over:
             kinds.setdefault(foreign.headers[source].dtype, source)
     if len(kinds) > 1:
         some = ", ".join(f"{source} is {dtype}" for dtype, source in kinds.items())
@@ -160,6 +161,7 @@ def _read(foreign: Foreign, found: Found, verifier: Lender, dtype: str) -> dict[
     import torch
 
     translation, kind = found.translation, getattr(torch, dtype)
+    kept = unrounded(translation.draft)
     tensors: dict[str, torch.Tensor] = {}
     for name in translation.shapes:
         if name in translation.tensors:
@@ -173,7 +175,7 @@ def _read(foreign: Foreign, found: Found, verifier: Lender, dtype: str) -> dict[
         if value.is_floating_point():
             if not bool(torch.isfinite(value).all()):
                 raise UsageError(f"{where} holds values that are no numbers (NaN or infinite)")
-            value = value.to(kind)
+            value = value if name in kept else value.to(kind)
             if not bool(torch.isfinite(value).all()):
                 raise UsageError(f"{where} holds values too large for {dtype}; choose another --dtype")
         tensors[name] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from speculators.algorithms import load, names
@@ -24,6 +24,12 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with every key that older checkpoints of its kind lack; nothing is changed."""
     return layout_of(config).completed(config)
+
+
+def unrounded(config: Mapping[str, Any]) -> Collection[str]:
+    """Names of tensors that keep their own type, whatever that of the checkpoint is."""
+    found: Collection[str] = getattr(layout_of(config), "UNROUNDED", ())
+    return found
 
 
 def tensor_problems(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> list[str]:

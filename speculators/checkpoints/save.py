@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from speculators import __version__
-from speculators.checkpoints.layout import layout_of
+from speculators.checkpoints.layout import layout_of, unrounded
 from speculators.verifiers.weight_index import INDEX
 
 SHARD_BYTES = 5_000_000_000
@@ -60,16 +60,20 @@ def speculators_config(
 def write_checkpoint(
     directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write `config.json` as it is given, and the tensors, floating ones in the config's `dtype`.
+    """Write `config.json` as it is given, and the tensors, floating ones in the config's `dtype`, but for a few.
 
     Weights above `shard_bytes` go to several files with an index. `config.json` comes last: a directory that has one
     is whole.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    dtype = DTYPES[config["dtype"]]
+    dtype, kept = DTYPES[config["dtype"]], unrounded(config)
     ready = {
         # A copy of its own for each: safetensors refuses tensors that share memory, as a tied head does.
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous().clone()
+        name: (tensor.to(dtype) if tensor.is_floating_point() and name not in kept else tensor)
+        .detach()
+        .cpu()
+        .contiguous()
+        .clone()
         for name, tensor in tensors.items()
     }
     shards = _shards(ready, shard_bytes)

@@ -84,7 +84,7 @@ def _copied(verifier: Path, target: Path, replaced: Mapping[Path, Mapping[str, t
 def _replacements(draft: Checkpoint, verifier: Path) -> dict[Path, dict[str, torch.Tensor]]:
     """The head's tensors under their names in the verifier, by the file that each is in."""
     facts = VerifierFacts.from_directory(verifier)
-    native = native_head(verifier, facts.layers)
+    native = native_head(verifier, facts)
     own = {name.removeprefix(HEAD): tensor for name, tensor in draft.tensors.items()}
     unlike = [f"{name} is in the checkpoint alone" for name in own if name not in native.names]
     unlike += [f"{native.names[name]} is in the verifier alone" for name in native.names if name not in own]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,8 @@ def gathered_facts(recipe: Recipe, artifacts: Artifacts, hardware: Hardware | No
             value = getattr(verifier, name)
             if isinstance(value, int | float):
                 found[name] = float(value)
+            elif is_dataclass(value):  # sizes of experts and of latent attention
+                found |= {f"{name}_{one}": float(size) for one, size in vars(value).items()}
     prompts, tokens = artifacts.get("prompts"), artifacts.get("tokens")
     if prompts is not None and (prompts / "prompts.jsonl").stat().st_size < _COUNTED_BYTES:
         found["prompts"] = float((prompts / "prompts.jsonl").read_bytes().count(b"\n"))

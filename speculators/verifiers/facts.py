@@ -13,6 +13,8 @@ from typing import Any
 
 from speculators.errors import UsageError
 from speculators.verifiers.families import plain_attention, text_config
+from speculators.verifiers.latent import Latent
+from speculators.verifiers.mixture import Mixture
 
 # Rotary settings of transformers 4, and older ones still found in published configs; version 5 keeps them in one table.
 _OLD_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
@@ -34,8 +36,9 @@ class VerifierFacts:
     `active_weight_bytes` is what of it a token meets, less where a layer's experts share the work. The heads are
     those of an ordinary attention layer of the same width where the model's are of another kind
     (`families.plain_attention`). `experts` is how many of them a layer with experts has, `experts_per_token` how many
-    of these a token meets; 0 and 0 where there are none. `mtp_layers` counts the
-    multi-token-prediction heads that the config promises.
+    of these a token meets; 0 and 0 where there are none. `mixture` and `latent` say more of them and of latent
+    attention, where the config does in words that we know. `mtp_layers` counts the multi-token-prediction heads that
+    the config promises.
     """
 
     model_type: str
@@ -59,6 +62,8 @@ class VerifierFacts:
     experts_per_token: int = 0
     active_weight_bytes: int = 0
     mtp_layers: int = 0
+    mixture: Mixture | None = None
+    latent: Latent | None = None
 
     @classmethod
     def from_directory(cls, directory: Path) -> VerifierFacts:
@@ -124,6 +129,8 @@ class VerifierFacts:
             is_quantized=any(part.get(key) for part in (config, text) for key in _QUANTIZATION_KEYS),
             experts=size("num_experts", "n_routed_experts", "num_local_experts", otherwise=0),
             experts_per_token=size("num_experts_per_tok", "num_experts_per_token", otherwise=0),
+            mixture=Mixture.of_config(text),
+            latent=Latent.of_config(text),
             mtp_layers=size(*_MTP_KEYS, otherwise=int(model_type in _MTP_WITHOUT_KEY)),
         )
 

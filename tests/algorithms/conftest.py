@@ -163,7 +163,7 @@ def objective_of(head: VerifierHead, monkeypatch: pytest.MonkeyPatch):
     facts = SimpleNamespace(
         layers=6, hidden_size=H, intermediate_size=40, attention_heads=6, key_value_heads=2, head_dim=4, vocab_size=V,
         rope={"rope_type": "default", "rope_theta": 100.0}, rms_norm_eps=EPS, max_position_embeddings=256,
-        model_type="mimo", mtp_layers=1, bos_token_id=None, eos_token_ids=(),
+        model_type="mimo", mtp_layers=1, mixture=None, latent=None, bos_token_id=None, eos_token_ids=(),
     )  # fmt: skip
 
     def build(said: str, weight: torch.Tensor | None = None):

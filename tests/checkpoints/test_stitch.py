@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import native_heads
 import pytest
 import torch
+from native_heads import INNER, LAYERS, H, V
 from safetensors.torch import load_file, save_file
 
 from speculators.algorithms.mtp.config import MtpConfig
@@ -21,40 +23,8 @@ from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.weights import VerifierWeights
 
-H, INNER, HEADS, KV, D, V, LAYERS = 16, 24, 4, 2, 8, 30, 2
-OUTER = {
-    "mimo": ("model.mtp_layers.0.", ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm")),
-    "qwen": ("mtp.", ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")),
-    "glm": (f"model.layers.{LAYERS}.", ("enorm", "hnorm", "eh_proj", "shared_head.norm")),
-}
 
-
-def native_tensors(style: str) -> dict[str, torch.Tensor]:
-    """A head as that family's checkpoints have it."""
-    prefix, (token, hidden, projection, final) = OUTER[style]
-    block = "mtp.layers.0." if style == "qwen" else prefix
-    asked = 2 * HEADS * D if style == "qwen" else HEADS * D
-    sizes: dict[str, tuple[int, ...]] = {
-        **{f"{prefix}{name}.weight": (H,) for name in (token, hidden, final)},
-        f"{prefix}{projection}.weight": (H, 2 * H),
-        f"{block}input_layernorm.weight": (H,),
-        f"{block}post_attention_layernorm.weight": (H,),
-        f"{block}self_attn.q_proj.weight": (asked, H),
-        f"{block}self_attn.k_proj.weight": (KV * D, H),
-        f"{block}self_attn.v_proj.weight": (KV * D, H),
-        f"{block}self_attn.o_proj.weight": (H, HEADS * D),
-        f"{block}mlp.gate_proj.weight": (INNER, H),
-        f"{block}mlp.up_proj.weight": (INNER, H),
-        f"{block}mlp.down_proj.weight": (H, INNER),
-    }
-    if style == "qwen":
-        sizes |= {f"{block}self_attn.{name}_norm.weight": (D,) for name in "qk"}
-    else:
-        sizes |= {f"{block}self_attn.{name}_proj.bias": (n * D,) for name, n in (("q", HEADS), ("k", KV), ("v", KV))}
-    return {name: torch.randn(size).bfloat16() for name, size in sizes.items()}
-
-
-@pytest.fixture(params=list(OUTER))
+@pytest.fixture(params=native_heads.KINDS)
 def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
     """A sharded checkpoint whose head lies in its first file, beside other tensors."""
     directory = tmp_path / "verifier"
@@ -66,8 +36,8 @@ def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
         "lm_head.weight": torch.randn(V, H).bfloat16(),
         "model.layers.0.mlp.up_proj.weight": torch.randn(INNER, H).bfloat16(),
     }
-    head = native_tensors(request.param)
-    if request.param == "glm":
+    head = native_heads.tensors(request.param)
+    if native_heads.has_copies(request.param):
         head[f"model.layers.{LAYERS}.embed_tokens.weight"] = embedding.clone()
         head[f"model.layers.{LAYERS}.shared_head.head.weight"] = body["lm_head.weight"].clone()
     shared = {"model.layers.1.mlp.up_proj.weight": torch.randn(INNER, H).bfloat16(), **head}
@@ -76,23 +46,10 @@ def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
     index = dict.fromkeys(shared, "model-00001-of-00002.safetensors")
     index |= dict.fromkeys(body, "model-00002-of-00002.safetensors")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    config = {
-        "model_type": "qwen3_next" if request.param == "qwen" else "qwen2",
-        "architectures": ["SomeForCausalLM"],
-        "hidden_size": H,
-        "intermediate_size": 2 * INNER,  # of the body; the head's own is another
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV,
-        "head_dim": D,
-        "vocab_size": V,
-        "rms_norm_eps": 1e-6,
-        "num_nextn_predict_layers": 1,
-    }
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(native_heads.config(request.param)))
     (directory / "tokenizer").mkdir()
     (directory / "tokenizer" / "vocab.txt").write_text("a b c")
-    return SimpleNamespace(directory=directory, style=request.param, head=head)
+    return SimpleNamespace(directory=directory, style=native_heads.style_of(request.param), head=head)
 
 
 def extracted(directory: Path, target: Path, dtype: str = "bfloat16", change: Any = None) -> Path:

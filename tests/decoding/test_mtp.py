@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from speculators.algorithms.mtp.config import MtpConfig, sizes
+from speculators.algorithms.mtp.config import MtpConfig
 from speculators.algorithms.mtp.network import MtpNetwork
 from speculators.algorithms.mtp.styles import HEAD, STYLES
 from speculators.checkpoints.check import check_checkpoint
@@ -31,23 +31,40 @@ GreedyText = Callable[[list[int], int], list[int]]
 
 LENGTH, STEPS, LAYERS, K = 28, 50, 4, 3
 INSIDE = {"mimo": "model.mtp_layers.0.", "qwen": "mtp.", "glm": f"model.layers.{LAYERS}."}
+INSIDE["deepseek"] = INSIDE["glm"]
+FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED = {**FEW, "n_routed_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2}
+LATENT = {"kv_lora_rank": 12, "q_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 10}
+HEADS: dict[str, dict[str, Any]] = {
+    "mimo": {},
+    "qwen": {"model_type": "qwen3_next"},
+    "qwen with experts": {
+        "model_type": "qwen3_next",
+        "num_experts": 5,
+        "shared_expert_intermediate_size": 12,
+        **FEW,
+    },
+    "glm": {"model_type": "glm4"},
+    "glm with experts": {"model_type": "glm4_moe", **SHARED, "routed_scaling_factor": 1.5},
+    "deepseek": {"model_type": "deepseek_v3", **SHARED, **LATENT},
+}
+"""What the config.json of a verifier with such a head says besides its own sizes."""
 
 
-def write_head(directory: Path, style: str) -> None:
-    """Give a verifier's directory a random head of a family's style, in a file of its own."""
-    facts = VerifierFacts.from_directory(directory)
-    is_qwen = style == "qwen"
-    said = {"biases": not is_qwen, "norms_heads": is_qwen, "gates_output": is_qwen}
-    network = MtpNetwork(MtpConfig(**sizes(facts), style=style, aux_layers=(facts.layers,), **said))
-    tensors = {}
-    for name, parameter in network.named_parameters():
-        own = name.removeprefix(HEAD)
-        inner = "layers.0." if is_qwen and own not in STYLES[style].names else ""
-        level = 0.0 if is_qwen or parameter.dim() == 2 or own.endswith("bias") else 1.0
-        tensors[INSIDE[style] + inner + STYLES[style].names.get(own, own)] = level + 0.1 * torch.randn(parameter.shape)
-    save_file(tensors, directory / "model-mtp.safetensors")
+def write_head(directory: Path, said: dict[str, Any]) -> None:
+    """Give a verifier's directory a random head, in a file of its own."""
     file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "num_nextn_predict_layers": 1}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_nextn_predict_layers": 1, **said}))
+    facts = VerifierFacts.from_directory(directory)
+    config = MtpConfig.for_verifier(facts, None, draft_vocab_size=facts.vocab_size, aux_layers=(facts.layers,))
+    names = STYLES[config.style].names
+    tensors = {}
+    for name, value in MtpNetwork(config).state_dict().items():
+        own = name.removeprefix(HEAD)
+        inner = "layers.0." if config.style == "qwen" and own not in names else ""
+        level = 0.0 if config.style == "qwen" or value.dim() == 2 or own.endswith("bias") else 1.0
+        tensors[INSIDE[config.style] + inner + names.get(own, own)] = level + 0.1 * torch.randn(value.shape)
+    save_file(tensors, directory / "model-mtp.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +72,7 @@ def model(verifier_directory: Path) -> VerifierModel:
     return VerifierModel.load(verifier_directory, "float32", aux_layers=(LAYERS,))
 
 
-@pytest.fixture(scope="module", params=list(STYLES))
+@pytest.fixture(scope="module", params=list(HEADS))
 def trained(
     request: pytest.FixtureRequest,
     model: VerifierModel,
@@ -67,12 +84,14 @@ def trained(
 ) -> SimpleNamespace:
     directory = tmp_path_factory.mktemp("with-head") / "verifier"
     shutil.copytree(verifier_directory, directory)
-    write_head(directory, request.param)
+    write_head(directory, HEADS[request.param])
     documents = [(prompt, greedy_text(prompt, LENGTH)) for prompt in prompts]
     said = f"type: mtp, steps: {K}"
     objective, batch, losses, k = short_training(said, model, directory, documents, steps=STEPS)
     assert k == K
-    return SimpleNamespace(objective=objective, batch=batch, losses=losses, directory=directory, style=request.param)
+    return SimpleNamespace(
+        objective=objective, batch=batch, losses=losses, directory=directory, style=request.param.split()[0]
+    )
 
 
 def rounds(model: VerifierModel, network: Any, prompts: list[list[int]], run_all: RunAll, slots: int) -> Any:

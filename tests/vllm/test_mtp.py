@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import FAMILIES, LAYERS
 
-from speculators.algorithms.mtp.config import MtpConfig, sizes
+from speculators.algorithms.mtp.config import MtpConfig
 from speculators.algorithms.mtp.network import MtpNetwork
+from speculators.algorithms.mtp.styles import HEAD, STYLES
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.checkpoints.stitch import stitch
@@ -31,26 +34,46 @@ SHAPE = SimpleNamespace(
 )
 
 
-@pytest.fixture(scope="module")
-def verifier_with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_mimo(directory: Path) -> None:
     """A random MiMo, which is a Qwen2 with a head."""
-    directory = tmp_path_factory.mktemp("models") / "mimo"
     write_random_model(SHAPE, directory)
-    torch.manual_seed(1)
     file = directory / "config.json"
     config = json.loads(file.read_text())
     config |= {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     file.write_text(json.dumps({name: value for name, value in config.items() if name != "attention_bias"}))
-    facts = VerifierFacts.from_directory(directory)
-    network = MtpNetwork(MtpConfig(**sizes(facts), style="mimo", aux_layers=(facts.layers,), biases=True))
     tensors = load_file(directory / "model.safetensors")
-    for layer in range(facts.layers):
+    for layer in range(SHAPE.layers):
         for name in "qkv":
             size = len(tensors[f"model.layers.{layer}.self_attn.{name}_proj.weight"])
             tensors[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = 0.1 * torch.randn(size)
-    for name, parameter in network.named_parameters():
-        level = 1.0 if name.endswith("norm.weight") else 0.0
-        tensors[f"model.{name}"] = level + 0.1 * torch.randn(parameter.shape)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_glm(directory: Path) -> None:
+    """A random GLM-4.5, whose head has experts."""
+    FAMILIES["glm-4-moe"].write(directory)
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_nextn_predict_layers": 1}))
+
+
+INSIDE = {"mimo": "model.mtp_layers.0.", "glm": f"model.layers.{LAYERS}."}
+
+
+@pytest.fixture(scope="module", params=["mimo", "glm"])
+def verifier_with_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random verifier of a family, and a random head in it."""
+    directory: Path = tmp_path_factory.mktemp("models") / request.param
+    torch.manual_seed(1)
+    {"mimo": write_mimo, "glm": write_glm}[request.param](directory)
+    facts = VerifierFacts.from_directory(directory)
+    promised = MtpConfig.for_verifier(facts, None, draft_vocab_size=facts.vocab_size, aux_layers=(facts.layers,))
+    network = MtpNetwork(replace(promised, biases=request.param == "mimo", norms_heads=request.param == "glm"))
+    tensors = load_file(directory / "model.safetensors")
+    names = STYLES[request.param].names
+    for name, value in network.state_dict().items():
+        own = name.removeprefix(HEAD)
+        level = 1.0 if own.endswith("norm.weight") else 0.0
+        tensors[INSIDE[request.param] + names.get(own, own)] = level + 0.1 * torch.randn(value.shape)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -58,14 +81,15 @@ def verifier_with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_stitched_verifier_drafts_for_itself(
     verifier_with_head: Path, short_training: Callable[..., Any], inside: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = VerifierModel.load(verifier_with_head, "float32", aux_layers=(SHAPE.layers,))
+    facts = VerifierFacts.from_directory(verifier_with_head)
+    model = VerifierModel.load(verifier_with_head, "float32", aux_layers=(facts.layers,))
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(0, 256, (5 + n % 7,), generator=generator).tolist() for n in range(16)]
     greedy = [list(one.tokens) for one in decode(model, None, prompts, Settings(0.0, 0, TOKENS, 16))]
     documents = list(zip(prompts, greedy, strict=True))
     objective, _, _, _ = short_training(f"type: mtp, steps: {K}", model, verifier_with_head, documents, steps=STEPS)
     checkpoint, stitched = tmp_path / "checkpoint", tmp_path / "stitched"
-    name = VerifierName(str(verifier_with_head), ("MiMoForCausalLM",))
+    name = VerifierName(str(verifier_with_head), facts.architectures)
     config = speculators_config(objective.draft_config(), name, K, "float32")
     write_checkpoint(checkpoint, config, objective.network.state_dict())
     stitch(checkpoint, verifier_with_head, stitched)

@@ -9,15 +9,16 @@ import torch
 from speculators.algorithms.mtp.config import MtpConfig, told_by_shapes
 from speculators.algorithms.mtp.styles import HEAD, NativeHead, find_head
 from speculators.errors import UsageError
+from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.weights import VerifierWeights, read_tensors, tensor_files
 
 
-def native_head(directory: Path, layers: int) -> NativeHead:
-    """Where the head's tensors are in the directory of a verifier with so many layers.
+def native_head(directory: Path, facts: VerifierFacts) -> NativeHead:
+    """Where the head's tensors are in the directory of a verifier.
 
     Raises UsageError when it has none that can be trained.
     """
-    return find_head(tensor_files(directory), layers, str(directory))
+    return find_head(tensor_files(directory), facts.layers, facts.model_type, str(directory))
 
 
 def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, dict[str, torch.Tensor]]:
@@ -29,7 +30,7 @@ def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, d
     directory = weights.directory
     if directory is None:
         raise UsageError("a verifier's multi-token-prediction head can only be read from its directory")
-    native = native_head(directory, config.aux_layers[0])
+    native = native_head(directory, VerifierFacts.from_directory(directory))
     tensors = read_tensors(directory, native.names.values())
     own = {ours: tensors[name] for ours, name in native.names.items()}
     for name, copy in read_tensors(directory, native.copies).items():
@@ -41,5 +42,5 @@ def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, d
         if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UsageError(f"{directory}: {native.names[name]} is {kind}; a quantized head cannot be trained")
-    told = told_by_shapes(config, native.style, {name: tensor.shape for name, tensor in own.items()})
+    told = told_by_shapes(config, native.style, {name: tensor.shape for name, tensor in own.items()}, str(directory))
     return told, {HEAD + name: tensor for name, tensor in own.items()}

@@ -11,49 +11,22 @@ norm of the verifier's state are its own. Parameter names are those of the check
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from speculators.algorithms.base import DraftNetwork
+from speculators.algorithms.mtp.attention import LatentAttention, PlainAttention
 from speculators.algorithms.mtp.config import MtpConfig
+from speculators.algorithms.mtp.experts import ExpertsMLP
 from speculators.algorithms.mtp.native import read_head
+from speculators.algorithms.mtp.norms import norm_of
 from speculators.data.vocabulary import DraftVocabulary
 from speculators.layers.decoder import GatedMLP
-from speculators.layers.products import operand
-from speculators.layers.rotary import Rotary, Tables, rotate
+from speculators.layers.rotary import Rotary, Tables
 from speculators.verifiers.weights import VerifierWeights
-
-
-class ShiftedRMSNorm(nn.Module):
-    """RMSNorm that multiplies by 1 + weight, in at least float32, as in Gemma, Qwen3-Next and Qwen3.5."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        normed = functional.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps)
-        return normed.to(x.dtype)
-
-
-class MtpAttention(nn.Module):
-    """The projections of the head's attention; with `gates_output` each head's gates follow its queries in `q_proj`."""
-
-    def __init__(self, config: MtpConfig) -> None:
-        super().__init__()
-        hidden, size = config.hidden_size, config.head_dim
-        queries, keys = config.attention_heads * size, config.key_value_heads * size
-        self.q_proj = nn.Linear(hidden, queries * (2 if config.gates_output else 1), bias=config.biases)
-        self.k_proj = nn.Linear(hidden, keys, bias=config.biases)
-        self.v_proj = nn.Linear(hidden, keys, bias=config.biases)
-        self.o_proj = nn.Linear(queries, hidden, bias=False)
-        self.q_norm = _norm(config, size) if config.norms_heads else None
-        self.k_norm = _norm(config, size) if config.norms_heads else None
 
 
 class MtpLayer(nn.Module):
@@ -63,14 +36,16 @@ class MtpLayer(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.config = config
-        self.token_layernorm = _norm(config, hidden)
-        self.hidden_layernorm = _norm(config, hidden)
+        self.token_layernorm = norm_of(config, hidden)
+        self.hidden_layernorm = norm_of(config, hidden)
         self.input_proj = nn.Linear(2 * hidden, hidden, bias=False)
-        self.input_layernorm = _norm(config, hidden)
-        self.self_attn = MtpAttention(config)
-        self.post_attention_layernorm = _norm(config, hidden)
-        self.mlp = GatedMLP(hidden, config.intermediate_size)
-        self.final_layernorm = _norm(config, hidden)
+        self.input_layernorm = norm_of(config, hidden)
+        self.self_attn = PlainAttention(config) if config.latent is None else LatentAttention(config, config.latent)
+        self.post_attention_layernorm = norm_of(config, hidden)
+        self.mlp = (
+            GatedMLP(hidden, config.intermediate_size) if config.mixture is None else ExpertsMLP(hidden, config.mixture)
+        )
+        self.final_layernorm = norm_of(config, hidden)
 
     def enter(self, embeddings: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the projections read and the residual, [..., h] each, from `embeddings` and `state` [..., h]."""
@@ -78,37 +53,13 @@ class MtpLayer(nn.Module):
         if not self.config.how.embedding_first:
             parts.reverse()
         residual = self.input_proj(torch.cat(parts, -1)).to(state.dtype)  # the residual stream is never rounded
-        return operand(self.self_attn.q_proj, self.input_layernorm(residual)), residual
-
-    def queries(self, x: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Rotated queries [..., heads, d] and, if the head has them, gates [..., heads, d], of `x` from `enter`."""
-        heads, gates = self.self_attn.q_proj(x).unflatten(-1, (self.config.attention_heads, -1)), None
-        if self.config.gates_output:
-            heads, gates = heads.chunk(2, -1)
-        return self._turned(heads, self.self_attn.q_norm, tables), gates
-
-    def keys_values(self, x: torch.Tensor, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated keys and plain values, each [..., kv, d]."""
-        keys, values = (
-            projected(x).unflatten(-1, (self.config.key_value_heads, -1))
-            for projected in (self.self_attn.k_proj, self.self_attn.v_proj)
-        )
-        return self._turned(keys, self.self_attn.k_norm, tables), values
+        return self.self_attn.operand(self.input_layernorm(residual)), residual
 
     def leave(self, attended: torch.Tensor, gates: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
         """The stream after the layer [..., h], from attention's result [..., heads, d]."""
-        if gates is not None:
-            attended = attended * gates.sigmoid()
-        hidden = residual + self.self_attn.o_proj(attended.flatten(-2))
+        hidden = residual + self.self_attn.result(attended, gates)
         result: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return result
-
-    def _turned(self, heads: torch.Tensor, norm: Any, tables: Tables) -> torch.Tensor:
-        normed: torch.Tensor = heads if norm is None else norm(heads)
-        turned = self.config.rotary_dim
-        if turned == normed.shape[-1]:
-            return rotate(normed, tables)
-        return torch.cat([rotate(normed[..., :turned], tables), normed[..., turned:]], -1)
 
 
 class MtpNetwork(DraftNetwork):
@@ -193,8 +144,3 @@ class MtpNetwork(DraftNetwork):
 
 
 Network = MtpNetwork
-
-
-def _norm(config: MtpConfig, size: int) -> nn.Module:
-    kind = ShiftedRMSNorm if config.how.shifts_norms else nn.RMSNorm
-    return kind(size, eps=config.rms_norm_eps)

@@ -86,9 +86,9 @@ class MtpObjective:
         tables = network.tables(positions, longest)
         embeddings = network.embed(ids[chains.context + 1], positions)
         x, residual = layer.enter(embeddings, network.state(batch.aux[chains.context]))
-        prefix = layer.keys_values(x, tables)
+        prefix = layer.self_attn.keys_values(x, tables)
         x, residual = x[chains.in_context], residual[chains.in_context]
-        queries, gates = layer.queries(x, (tables[0][chains.in_context], tables[1][chains.in_context]))
+        queries, gates = layer.self_attn.queries(x, (tables[0][chains.in_context], tables[1][chains.in_context]))
         outs = [layer.leave(chain_attention(queries, prefix, None, chains.documents), gates, residual)]
         rooted = positions[chains.in_context]
         keys: list[torch.Tensor] = []
@@ -99,10 +99,10 @@ class MtpObjective:
             tables = network.tables(rooted + step, longest)
             embeddings = network.embed(ids[newest], (rooted + step).to(ids.device))
             x, residual = layer.enter(embeddings, network.next_state(outs[-1]))
-            for found, new in zip((keys, values), layer.keys_values(x, tables), strict=True):
+            for found, new in zip((keys, values), layer.self_attn.keys_values(x, tables), strict=True):
                 found.append(new)
             own = torch.stack(keys, 1), torch.stack(values, 1)
-            queries, gates = layer.queries(x, tables)
+            queries, gates = layer.self_attn.queries(x, tables)
             outs.append(layer.leave(chain_attention(queries, prefix, own, chains.documents), gates, residual))
         return outs
 

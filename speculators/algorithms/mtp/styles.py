@@ -15,6 +15,9 @@ from speculators.errors import UsageError
 HEAD = "mtp_layers.0."
 """What the names of the head's tensors begin with in a checkpoint of ours."""
 
+ROUTER_BIAS = "mlp.gate.e_score_correction_bias"
+"""The one tensor that is not trained; families keep it in float32, as rounding it would choose other experts."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -35,6 +38,18 @@ class Style:
     copies: tuple[str, ...] = ()
     """Tensors of the head that repeat the verifier's embedding or head."""
 
+
+_LAYER_AFTER_THE_LAST = {
+    "token_layernorm.weight": "enorm.weight",
+    "hidden_layernorm.weight": "hnorm.weight",
+    "input_proj.weight": "eh_proj.weight",
+    "final_layernorm.weight": "shared_head.norm.weight",
+    **{
+        f"mlp.shared_expert.{part}_proj.weight": f"mlp.shared_experts.{part}_proj.weight"
+        for part in ("gate", "up", "down")
+    },
+}
+_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 
 STYLES = {
     # vLLM: mimo_mtp.py. `model.mtp_layers.0.*`
@@ -60,22 +75,36 @@ STYLES = {
             "final_layernorm.weight": "norm.weight",
         },
     ),
-    # vLLM: glm4_moe_mtp.py. `model.layers.N.*`, with N the number of the verifier's layers
+    # vLLM: glm4_moe_mtp.py, glm4_moe_lite_mtp.py. `model.layers.N.*`, with N the number of the verifier's layers
     "glm": Style(
         embedding_first=True,
         reads_normed=True,
         passes_normed=False,
         blanks_first=True,
         shifts_norms=False,
-        names={
-            "token_layernorm.weight": "enorm.weight",
-            "hidden_layernorm.weight": "hnorm.weight",
-            "input_proj.weight": "eh_proj.weight",
-            "final_layernorm.weight": "shared_head.norm.weight",
-        },
-        copies=("embed_tokens.weight", "shared_head.head.weight"),
+        names=_LAYER_AFTER_THE_LAST,
+        copies=_COPIES,
+    ),
+    # vLLM: deepseek_mtp.py. The same names
+    "deepseek": Style(
+        embedding_first=True,
+        reads_normed=True,
+        passes_normed=True,
+        blanks_first=True,
+        shifts_norms=False,
+        names=_LAYER_AFTER_THE_LAST,
+        copies=_COPIES,
     ),
 }
+
+
+def style_of(model_type: str) -> str:
+    """The style that vLLM computes for verifiers of a type of its config.json."""
+    if model_type.startswith(("qwen3_next", "qwen3_5")):
+        return "qwen"
+    if model_type.startswith(("deepseek", "glm_moe_dsa")):
+        return "deepseek"
+    return "glm" if model_type.startswith("glm") else "mimo"
 
 
 @dataclass(frozen=True)
@@ -91,10 +120,10 @@ class NativeHead:
     copies: tuple[str, ...]
 
 
-def find_head(names: Iterable[str], layers: int, where: str) -> NativeHead:
+def find_head(names: Iterable[str], layers: int, model_type: str, where: str) -> NativeHead:
     """The head among the tensor `names` of a verifier of so many layers; `where` names it in messages.
 
-    Raises UsageError when there is none, more than one, or one that is no decoder layer with plain attention and MLP.
+    Raises UsageError when there is none, more than one, or one that is no decoder layer whose parts are known here.
     """
     found = {name: place for name in names if (place := _located(name, layers)) is not None}
     if not found:
@@ -105,38 +134,73 @@ def find_head(names: Iterable[str], layers: int, where: str) -> NativeHead:
     several = sorted(name for name, (_, number, _rest) in found.items() if number)
     if several:
         raise UsageError(f"{where} has more than one multi-token-prediction head ({several[0]}); only one is trained")
-    style, *others = sorted({style for style, _, _rest in found.values()})
+    at, *others = sorted({style for style, _, _rest in found.values()})
     if others:
-        raise UsageError(f"{where} has multi-token-prediction heads of several styles: {style}, {', '.join(others)}")
+        raise UsageError(f"{where} has multi-token-prediction heads of several styles: {at}, {', '.join(others)}")
+    style = "deepseek" if at == "glm" and style_of(model_type) == "deepseek" else at
     ours = {native: own for own, native in STYLES[style].names.items()}
     mapped = {ours.get(rest, rest): name for name, (_, _number, rest) in found.items()}
     copies = tuple(mapped.pop(name) for name in STYLES[style].copies if name in mapped)
     for own, name in mapped.items():
         if not _KNOWN.fullmatch(own):
-            raise UsageError(
-                f"{where}: the multi-token-prediction head has {name}; only heads with plain attention and a dense MLP "
-                "can be trained, no experts and no latent attention"
+            what = (
+                "a quantized head cannot be trained"
+                if "_scale" in own or own.endswith(("_packed", "qweight", "qzeros"))
+                else "only heads with ordinary or latent attention, and an MLP or experts with gates, can be trained"
             )
-    missing = [name for name in _ALWAYS if name not in mapped]
+            raise UsageError(f"{where}: the multi-token-prediction head has {name}; {what}")
+    missing = [name for name in _needed(mapped) if name not in mapped]
     if missing:
         name = STYLES[style].names.get(missing[0], missing[0])
         raise UsageError(f"{where}: the multi-token-prediction head is not whole, it has no {name}")
     return NativeHead(style, mapped, copies)
 
 
-_ALWAYS = (
+_COMMON = (
     "token_layernorm.weight",
     "hidden_layernorm.weight",
     "input_proj.weight",
     "final_layernorm.weight",
     "input_layernorm.weight",
     "post_attention_layernorm.weight",
-    *(f"self_attn.{part}_proj.weight" for part in "qkvo"),
-    *(f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
+    "self_attn.o_proj.weight",
 )
+_PLAIN = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+_LATENT = tuple(f"self_attn.{part}.weight" for part in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"))
+_LATENT_QUERIES = tuple(f"self_attn.{part}.weight" for part in ("q_a_proj", "q_a_layernorm", "q_b_proj"))
+_PARTS = ("gate", "up", "down")
 _KNOWN = re.compile(
-    "|".join((*map(re.escape, _ALWAYS), r"self_attn\.[qkv]_proj\.bias", r"self_attn\.[qk]_norm\.weight"))
+    "|".join(
+        (
+            *map(re.escape, (*_COMMON, *_PLAIN, *_LATENT, *_LATENT_QUERIES, ROUTER_BIAS)),
+            r"self_attn\.(?:[qkvo]_proj|q_a_proj|kv_a_proj_with_mqa)\.bias",
+            r"self_attn\.[qk]_norm\.weight",
+            r"mlp\.(?:experts\.\d+\.|shared_expert\.)?(?:gate|up|down)_proj\.weight",
+            r"mlp\.(?:gate|shared_expert_gate)\.weight",
+        )
+    )
 )
+
+
+def _needed(names: Iterable[str]) -> Iterable[str]:
+    """What a head with tensors of these names must have besides."""
+    there = set(names)
+    yield from _COMMON
+    if not there.isdisjoint(_LATENT):
+        yield from _LATENT
+        yield from (_PLAIN[:1] if there.isdisjoint(_LATENT_QUERIES) else _LATENT_QUERIES)
+    else:
+        yield from _PLAIN
+    if "mlp.gate.weight" not in there:
+        yield from (f"mlp.{part}_proj.weight" for part in _PARTS)
+        return
+    numbers = {int(name.split(".")[2]) for name in there if name.startswith("mlp.experts.")}
+    for expert in range(max(numbers, default=0) + 1):
+        yield from (f"mlp.experts.{expert}.{part}_proj.weight" for part in _PARTS)
+    if any(name.startswith("mlp.shared_expert.") for name in there):
+        yield from (f"mlp.shared_expert.{part}_proj.weight" for part in _PARTS)
+
+
 _INSIDE = r"(?:model\.)?(?:language_model\.)?(?:model\.)?"
 _PLACES = {
     "mimo": re.compile(rf"{_INSIDE}mtp_layers\.(?P<number>\d+)\.(?P<rest>.+)"),

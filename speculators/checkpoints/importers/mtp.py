@@ -46,12 +46,12 @@ def translate(foreign: Foreign, facts: VerifierFacts, aux_layers: Sequence[int] 
             f"{foreign.name} is another model than the verifier: its {unlike[0]} is {getattr(own, unlike[0])}, "
             f"the verifier's is {getattr(facts, unlike[0])}; a head is of its own verifier alone"
         )
-    native = find_head(foreign.headers, own.layers, foreign.name)
+    native = find_head(foreign.headers, own.layers, own.model_type, foreign.name)
     if own.mtp_layers != 1:
         raise UsageError(f"{foreign.name} has the tensors of one head, and its config says {own.mtp_layers or 'none'}")
     promised = MtpConfig(**sizes(own), style=native.style, aux_layers=(own.layers,))
     shapes = {name: foreign.headers[source].shape for name, source in native.names.items()}
-    draft = told_by_shapes(promised, native.style, shapes).to_config_json()
+    draft = told_by_shapes(promised, native.style, shapes, foreign.name).to_config_json()
     others = len(foreign.headers) - len(native.names) - len(native.copies)
     return Translation(
         draft,
@@ -67,5 +67,6 @@ def head_files(config: Mapping[str, Any], where: Mapping[str, str], name: str) -
 
     Raises UsageError when it has no head, `name` being the verifier's in the message.
     """
-    native = find_head(where, VerifierFacts.from_config(config, where=f"{name}: config.json").layers, name)
+    facts = VerifierFacts.from_config(config, where=f"{name}: config.json")
+    native = find_head(where, facts.layers, facts.model_type, name)
     return sorted({where[tensor] for tensor in (*native.names.values(), *native.copies)})

@@ -11,9 +11,10 @@ from speculators.algorithms.mtp.styles import find_head
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
 
+PARTS = ("gate", "up", "down")
 BLOCK = (
     *(f"self_attn.{name}_proj.weight" for name in "qkvo"),
-    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    *(f"mlp.{name}_proj.weight" for name in PARTS),
     *("input_layernorm.weight", "post_attention_layernorm.weight"),
 )
 QWEN = ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
@@ -25,8 +26,9 @@ WHOLE = [*BODY, *(f"mtp.{name}.weight" for name in QWEN), *(f"mtp.layers.0.{name
 def test_a_layer_after_the_last_is_a_head(inside: str) -> None:
     outer = ("enorm", "hnorm", "eh_proj", "shared_head.norm")
     names = [f"{inside}layers.4.{name}.weight" for name in outer] + [f"{inside}layers.4.{name}" for name in BLOCK]
-    found = find_head([*BODY, *names], 4, "here")
-    assert (found.style, set(found.names.values())) == ("glm", set(names))
+    for model_type, style in (("glm4_moe", "glm"), ("deepseek_v3", "deepseek")):
+        found = find_head([*BODY, *names], 4, model_type, "here")
+        assert (found.style, set(found.names.values())) == (style, set(names))
 
 
 @pytest.mark.parametrize(
@@ -34,14 +36,24 @@ def test_a_layer_after_the_last_is_a_head(inside: str) -> None:
     [
         (BODY, "no multi-token-prediction head"),
         ([*WHOLE, "mtp.layers.1.mlp.up_proj.weight"], r"more than one .*\(mtp.layers.1.mlp.up_proj.weight\)"),
-        ([*WHOLE, "mtp.layers.0.mlp.experts.0.up_proj.weight"], r"has mtp.layers.0.mlp.experts.0.*no experts"),
-        ([*WHOLE, "mtp.layers.0.self_attn.kv_b_proj.weight"], r"kv_b_proj.weight; .*no latent attention"),
+        ([*WHOLE, "mtp.layers.0.mlp.experts.gate_up_proj"], r"has mtp.layers.0.mlp.experts.gate_up_proj; only heads"),
+        ([*WHOLE, "mtp.layers.0.self_attn.indexer.wk.weight"], r"has mtp.layers.0.self_attn.indexer.wk.weight; only"),
+        ([*WHOLE, "mtp.layers.0.mlp.up_proj.weight_scale_inv"], r"up_proj.weight_scale_inv; a quantized head cannot"),
+        (
+            [*WHOLE, "mtp.layers.0.self_attn.kv_b_proj.weight"],
+            r"not whole, it has no self_attn.kv_a_proj_with_mqa.weig",
+        ),
+        ([*WHOLE, "mtp.layers.0.mlp.gate.weight"], r"not whole, it has no mlp.experts.0.gate_proj.weight"),
+        (
+            [*WHOLE, "mtp.layers.0.mlp.gate.weight", *(f"mtp.layers.0.mlp.experts.1.{p}_proj.weight" for p in PARTS)],
+            r"not whole, it has no mlp.experts.0.gate_proj.weight",
+        ),
         ([name for name in WHOLE if name != "mtp.fc.weight"], "has no fc.weight"),
     ],
 )
 def test_what_is_no_head_that_can_be_trained_is_said(names: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        find_head(names, 4, "here")
+        find_head(names, 4, "qwen3_next", "here")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import native_heads
 import pytest
 import torch
+from native_heads import INNER, LAYERS, H, V
 from safetensors.torch import load_file, save_file
 
 from speculators.algorithms.mtp.config import MtpConfig
@@ -25,34 +27,10 @@ from speculators.errors import UsageError
 from speculators.verifiers.lender import Lender
 from speculators.verifiers.weights import VerifierWeights
 
-H, INNER, HEADS, KV, D, V, LAYERS = 16, 24, 4, 2, 8, 30, 2
-OUTER = {
-    "mimo": ("model.mtp_layers.0.", ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm")),
-    "qwen": ("mtp.", ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")),
-    "glm": (f"model.layers.{LAYERS}.", ("enorm", "hnorm", "eh_proj", "shared_head.norm")),
-}
 HEAD_FILE, BODY_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def head_tensors(style: str) -> dict[str, torch.Tensor]:
-    """A head as that family's checkpoints have it."""
-    prefix, (token, hidden, projection, final) = OUTER[style]
-    block = "mtp.layers.0." if style == "qwen" else prefix
-    asked = 2 * HEADS * D if style == "qwen" else HEADS * D
-    sizes: dict[str, tuple[int, ...]] = {f"{prefix}{name}.weight": (H,) for name in (token, hidden, final)}
-    sizes |= {f"{prefix}{projection}.weight": (H, 2 * H), f"{block}mlp.down_proj.weight": (H, INNER)}
-    sizes |= {f"{block}{name}_layernorm.weight": (H,) for name in ("input", "post_attention")}
-    sizes |= {f"{block}mlp.{name}_proj.weight": (INNER, H) for name in ("gate", "up")}
-    sizes |= {f"{block}self_attn.{name}_proj.weight": (KV * D, H) for name in "kv"}
-    sizes |= {f"{block}self_attn.q_proj.weight": (asked, H), f"{block}self_attn.o_proj.weight": (H, HEADS * D)}
-    if style == "qwen":
-        sizes |= {f"{block}self_attn.{name}_norm.weight": (D,) for name in "qk"}
-    else:
-        sizes |= {f"{block}self_attn.{name}_proj.bias": (n * D,) for name, n in (("q", HEADS), ("k", KV), ("v", KV))}
-    return {name: torch.randn(size).bfloat16() for name, size in sizes.items()}
-
-
-@pytest.fixture(params=list(OUTER))
+@pytest.fixture(params=native_heads.KINDS)
 def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
     """A verifier in two files, one of which has the head."""
     directory = tmp_path / "verifier"
@@ -63,29 +41,17 @@ def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
         "lm_head.weight": torch.randn(V, H).bfloat16(),
         "model.layers.0.mlp.up_proj.weight": torch.randn(INNER, H).bfloat16(),
     }
-    head = head_tensors(request.param)
-    if request.param == "glm":
+    head = native_heads.tensors(request.param)
+    if native_heads.has_copies(request.param):
         head[f"model.layers.{LAYERS}.embed_tokens.weight"] = body["model.embed_tokens.weight"].clone()
         head[f"model.layers.{LAYERS}.shared_head.head.weight"] = body["lm_head.weight"].clone()
     save_file(head, directory / HEAD_FILE, metadata={"format": "pt"})
     save_file(body, directory / BODY_FILE, metadata={"format": "pt"})
     index = dict.fromkeys(head, HEAD_FILE) | dict.fromkeys(body, BODY_FILE)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    config = {
-        "model_type": "qwen3_next" if request.param == "qwen" else "qwen2",
-        "architectures": ["SomeForCausalLM"],
-        "hidden_size": H,
-        "intermediate_size": 2 * INNER,  # of the body; the head's own is another
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV,
-        "head_dim": D,
-        "vocab_size": V,
-        "rms_norm_eps": 1e-6,
-        "num_nextn_predict_layers": 1,
-    }
+    config = native_heads.config(request.param)
     (directory / "config.json").write_text(json.dumps(config))
-    return SimpleNamespace(directory=directory, style=request.param, head=head, config=config)
+    return SimpleNamespace(directory=directory, style=native_heads.style_of(request.param), head=head, config=config)
 
 
 def opened(verifier: SimpleNamespace) -> tuple[Foreign, Lender]:
@@ -141,14 +107,22 @@ def test_a_head_with_an_embedding_of_its_own_is_refused(verifier):
 
 
 @pytest.mark.parametrize("verifier", ["qwen"], indirect=True)
-def test_a_head_of_experts_is_refused_by_name(verifier):
+def test_a_head_of_experts_joined_in_one_tensor_is_refused_by_name(verifier):
     tensors = load_file(verifier.directory / HEAD_FILE)
-    tensors["mtp.layers.0.mlp.experts.0.up_proj.weight"] = torch.zeros(INNER, H)
+    tensors["mtp.layers.0.mlp.experts.gate_up_proj"] = torch.zeros(2, INNER, H)
     save_file(tensors, verifier.directory / HEAD_FILE)
     index = json.loads((verifier.directory / "model.safetensors.index.json").read_text())
-    index["weight_map"]["mtp.layers.0.mlp.experts.0.up_proj.weight"] = HEAD_FILE
+    index["weight_map"]["mtp.layers.0.mlp.experts.gate_up_proj"] = HEAD_FILE
     (verifier.directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UsageError, match=r"the multi-token-prediction head has mtp\.layers\.0\.mlp\.experts\.0"):
+    with pytest.raises(UsageError, match=r"the multi-token-prediction head has mtp\.layers\.0\.mlp\.experts\.gate_up"):
+        convert(*opened(verifier))
+
+
+@pytest.mark.parametrize("verifier", ["glm with experts"], indirect=True)
+def test_experts_without_a_word_on_how_many_are_met_are_refused(verifier):
+    config = {key: value for key, value in verifier.config.items() if key != "num_experts_per_tok"}
+    (verifier.directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"its config\.json does not say how many of them a token meets"):
         convert(*opened(verifier))
 
 
