@@ -41,7 +41,8 @@ class Layout(Protocol):
 
     Where vLLM loads only some of them, it also has `refuses(config)`: what is said of those that it does not load,
     such as "with a Markov head of the type rnn", and None of the others. Where some tensors are never rounded to the
-    type of the checkpoint, it has their names, `UNROUNDED`.
+    type of the checkpoint, it has their names, `UNROUNDED`. Where vLLM loads them in a form of its own (exported, or
+    stitched into the verifier), it has the name of vLLM's method, `VLLM_METHOD`.
     """
 
     ARCHITECTURE: str

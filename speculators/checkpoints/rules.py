@@ -56,19 +56,28 @@ def unserved_form(config: Mapping[str, Any]) -> str | None:
     return None if form is None else f"{kind} {form}"
 
 
+def vllm_method(config: Mapping[str, Any]) -> str | None:
+    """The method by which vLLM drafts with a draft that it loads in a form of its own, and not in ours; else None."""
+    found: str | None = getattr(layout_of(config), "VLLM_METHOD", None)
+    return found
+
+
 def served_types() -> list[str]:
     """The algorithms whose checkpoints vLLM loads."""
     return [name for name in names() if layout_of({"speculators_model_type": name}).IS_SERVED]
 
 
 def parallel_problems(layer: Mapping[str, Any], tensor_parallel: int) -> list[str]:
-    """Why a decoder with this config cannot be split over so many GPUs; verifier and draft are split alike."""
+    """Why a decoder with this config cannot be split over so many GPUs; verifier and draft are split alike.
+
+    What a draft without a decoder layer has is not split.
+    """
     problems = []
     for key, what in (("num_attention_heads", "attention heads"), ("intermediate_size", "rows of the MLP")):
-        if layer[key] % tensor_parallel:
+        if layer.get(key, 0) % tensor_parallel:
             problems.append(f"{layer[key]} {what} cannot be shared by {tensor_parallel} GPUs")
-    groups = layer["num_key_value_heads"]
-    if groups % tensor_parallel and tensor_parallel % groups:
+    groups = layer.get("num_key_value_heads", 0)
+    if groups and groups % tensor_parallel and tensor_parallel % groups:
         problems.append(f"{groups} key and value heads can be neither shared by nor copied to {tensor_parallel} GPUs")
     return problems
 

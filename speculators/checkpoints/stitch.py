@@ -34,10 +34,11 @@ class Stitched:
     copied: tuple[str, ...]
 
 
-def stitch(checkpoint: Path, verifier: Path, output: Path) -> Stitched:
+def stitch(checkpoint: Path, verifier: Path, output: Path, *, symbolic: bool = False) -> Stitched:
     """Write the head of `checkpoint` into a copy of the directory `verifier`, at `output`, which must not exist yet.
 
-    Tensors are written in the types that they have in the verifier. Raises UsageError when the checkpoint is no such
+    Tensors are written in the types that they have in the verifier. With `symbolic`, what is linked are symbolic links,
+    for a copy that does not outlive the verifier. Raises UsageError when the checkpoint is no such
     head, or not of this verifier; nothing is left behind then.
     """
     if output.exists():
@@ -53,7 +54,7 @@ def stitch(checkpoint: Path, verifier: Path, output: Path) -> Stitched:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        done = _copied(verifier, partial, replaced)
+        done = _copied(verifier, partial, replaced, symbolic=symbolic)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -61,7 +62,9 @@ def stitch(checkpoint: Path, verifier: Path, output: Path) -> Stitched:
     return done
 
 
-def _copied(verifier: Path, target: Path, replaced: Mapping[Path, Mapping[str, torch.Tensor]]) -> Stitched:
+def _copied(
+    verifier: Path, target: Path, replaced: Mapping[Path, Mapping[str, torch.Tensor]], *, symbolic: bool
+) -> Stitched:
     """The verifier's files in the folder `target`, with the tensors `replaced` in each of its own files."""
     changed: list[str] = []
     linked: list[str] = []
@@ -71,7 +74,7 @@ def _copied(verifier: Path, target: Path, replaced: Mapping[Path, Mapping[str, t
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if name.suffix == ".safetensors" and not replaced.get(file):
-            (linked if _linked(file, place) else copied).append(str(name))
+            (linked if _linked(file, place, symbolic=symbolic) else copied).append(str(name))
             continue
         shutil.copyfile(file, place)
         if replaced.get(file):
@@ -111,10 +114,10 @@ def _files(directory: Path) -> list[Path]:
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
 
 
-def _linked(file: Path, target: Path) -> bool:
+def _linked(file: Path, target: Path, *, symbolic: bool) -> bool:
     """Put a file in its place without copying it; False: it had to be copied."""
     try:
-        os.link(file.resolve(), target)
+        (os.symlink if symbolic else os.link)(file.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(file, target)
         return False

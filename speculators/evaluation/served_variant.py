@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from speculators.engines.vllm.overridden import overridden
+from speculators.engines.vllm.as_served import as_served
 from speculators.engines.vllm.server import serve_arguments, server_options, vllm_servers
 from speculators.evaluation.served_process import served
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
@@ -69,7 +69,8 @@ def _vllm(variant: Variant, engine: VllmEngine, folder: Path) -> Iterator[str]:
     try:
         model = variant.verifier
         if variant.checkpoint is not None:
-            model = overridden(variant.checkpoint, linked, variant.verifier, variant.speculative_tokens)
+            model, drafting = as_served(variant.checkpoint, linked, variant.verifier, variant.speculative_tokens)
+            options = replace(options, extra=(*options.extra, *drafting))
         arguments = serve_arguments(model, _dtype(variant), options, trust_remote_code=variant.trust_remote_code)
         with vllm_servers(arguments, options, folder) as (url,):
             yield url

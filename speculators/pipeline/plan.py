@@ -15,7 +15,7 @@ from typing import Any, Literal
 from speculators.errors import MachineError, UsageError
 from speculators.pipeline.assembly import Assembly
 from speculators.pipeline.digests import remembering, value_sha256
-from speculators.pipeline.machine import free_disk, machine_key, total_memory
+from speculators.pipeline.machine import free_disk, machine_class, machine_key, total_memory
 from speculators.pipeline.manifest import artifact_id, folder_name
 from speculators.pipeline.reasons import Reason, Why, why_missing
 from speculators.pipeline.step import Estimate, Scope, Step
@@ -93,6 +93,7 @@ class Plan:
         return {planned.name: planned.artifact for planned in self.steps if planned.artifact is not None}
 
 
+_TELLING_SECONDS = 60.0
 UNRESOLVED = "not resolved"
 """The digest, in a plan that is only looked at, of what this machine cannot reach."""
 
@@ -145,6 +146,13 @@ def make_plan(
     paths = {name: artifact.path for name, artifact in present.items() if name not in why}
     assembly.check(paths)
     facts = assembly.facts(paths)
+    here = machine_class() if machine is None else None  # an executor's machines are not known by name
+
+    def earlier(name: str) -> list[Artifact]:
+        if only_looked_at:
+            return []
+        return [one for one in store.history(name) if here in (None, one.manifest.host)]
+
     planned = []
     for step in order:
         name = step.name
@@ -164,7 +172,7 @@ def make_plan(
                 artifact=artifact if state == "cached" else None,
                 replaces=artifact.manifest.run if artifact and name in selection.force and state == "run" else None,
                 damaged=damage if isinstance(damage, Damaged) else None,
-                estimate=_corrected(model, store.history(name), assembly.name) if state == "run" else model,
+                estimate=_corrected(model, earlier(name), assembly.name) if state == "run" else model,
                 model_seconds=model.seconds,
             )
         )
@@ -329,10 +337,12 @@ def _must_run(order: tuple[Step, ...], targets: frozenset[str], judge: Callable[
 def _corrected(model: Estimate, history: list[Artifact], recipe: str) -> Estimate:
     """The step's own estimate, corrected by how long the step really took before: in this recipe, else in another.
 
-    Another recipe's work may be of quite another size, so it only serves where the model knew that size too.
+    Another recipe's work may be of quite another size, so it only serves where the model knew that size too, and where
+    it took so long that starting was a small part of it.
     """
-    own = next((artifact.manifest for artifact in history if artifact.manifest.recipe == recipe), None)
-    latest = own or next((artifact.manifest for artifact in history), None)
+    made = [artifact.manifest for artifact in history]
+    own = next((one for one in made if one.recipe == recipe), None)
+    latest = own or next((one for one in made if one.seconds >= _TELLING_SECONDS), None)
     if latest is None:
         return model
     seconds = model.seconds

@@ -140,10 +140,13 @@ def test_a_window_that_vllm_would_read_otherwise_is_refused(said: str, problem: 
     [
         ("type: xpress", "xpress"),
         ("type: dspark, markov_head_type: rnn", "dspark with a Markov head of the type rnn"),
+        ("type: hydra", "hydra"),
+        ("type: eagle, fc_bias: true", "eagle with `fc_bias: true`"),
     ],
 )
 def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_serve_it(said: str, form: str) -> None:
-    draft = f"algorithm={{{said}, layers: 2, block_size: 4, aux_layers: [1, 3]}}"
+    blocks = "" if said.startswith(("type: hydra", "type: eagle")) else ", layers: 2, block_size: 4, aux_layers: [1, 3]"
+    draft = f"algorithm={{{said}{blocks}}}"
     embedded = load_recipe("tiny", sets=[draft])
     assert check_fields(embedded.recipe, {}, embedded.origins)
     vllm = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm"])
@@ -151,6 +154,12 @@ def test_a_draft_that_vllm_does_not_know_is_refused_where_vllm_would_have_to_ser
         check_fields(vllm.recipe, {}, vllm.origins)
     alone = load_recipe("tiny", sets=[draft, "verifier.engine.type=vllm", "eval.benchmark.variants=[{name: dense}]"])
     assert check_fields(alone.recipe, {}, alone.origins)
+
+
+@pytest.mark.parametrize("said", ["medusa", "eagle", "hass", "draft_model, random: {hidden_size: 16}"])
+def test_a_draft_that_vllm_has_in_a_form_of_its_own_may_be_measured_there(said: str) -> None:
+    loaded = load_recipe("tiny", sets=[f"algorithm={{type: {said}}}", "verifier.engine.type=vllm"])
+    assert check_fields(loaded.recipe, {}, loaded.origins)
 
 
 LAYERS = "layers: 2, aux_layers: [1, 3]"

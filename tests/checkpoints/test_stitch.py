@@ -94,6 +94,13 @@ def test_only_the_heads_own_bytes_change(verifier: SimpleNamespace, tmp_path: Pa
     assert differing == list(done.changed)
 
 
+def test_a_passing_copy_is_symbolic_links_but_for_what_changes(verifier: SimpleNamespace, tmp_path: Path) -> None:
+    checkpoint = extracted(verifier.directory, tmp_path / "draft")
+    done = stitch(checkpoint, verifier.directory, tmp_path / "out", symbolic=True)
+    assert [name for name in done.linked if not (tmp_path / "out" / name).is_symlink()] == []
+    assert contents(tmp_path / "out") == contents(verifier.directory)
+
+
 def test_nothing_is_ever_written_over(verifier: SimpleNamespace, tmp_path: Path) -> None:
     checkpoint = extracted(verifier.directory, tmp_path / "draft")
     with pytest.raises(UsageError, match="exists already"):

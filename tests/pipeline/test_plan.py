@@ -184,12 +184,24 @@ def test_estimates_follow_what_earlier_runs_took(toy):
     assert toy.plan({"shards": {"factor": 3}})["shards"].estimate.seconds == pytest.approx(took)
 
 
-def test_another_recipe_s_work_serves_as_it_is_and_explains_only_small_differences(toy):
+def test_another_recipe_s_work_serves_as_it_is_and_explains_only_small_differences(toy, monkeypatch):
     toy.run()
     assert not toy.plan({"name": "other"}).to_run
     small = toy.plan({"name": "other", "numbers": {"count": 5}})
     assert whys(small)["numbers"] == "numbers.count: default -> 5"
-    assert small["numbers"].estimate.seconds == toy.store.history("numbers")[0].manifest.seconds
+    monkeypatch.setattr("speculators.pipeline.plan._TELLING_SECONDS", 0.0)
+    told = toy.plan({"name": "other", "numbers": {"count": 5}})
+    assert told["numbers"].estimate.seconds == toy.store.history("numbers")[0].manifest.seconds
+
+
+def test_times_of_another_machine_or_of_a_run_that_mostly_started_say_nothing(toy, monkeypatch):
+    toy.run()
+    other = {"name": "other", "shards": {"factor": 3}}
+    modelled = 1.0  # as the step itself says
+    assert toy.plan(other)["shards"].estimate.seconds == modelled  # a second of another recipe
+    assert toy.plan({"shards": {"factor": 3}})["shards"].estimate.seconds != modelled
+    monkeypatch.setattr("speculators.pipeline.plan.machine_class", lambda: "8x NVIDIA H100")
+    assert toy.plan({"shards": {"factor": 3}})["shards"].estimate.seconds == modelled
 
 
 def test_a_graph_with_mistakes_is_refused():

@@ -19,7 +19,7 @@ from speculators.steps import assemble
 from speculators.steps.fits import verifier_fits
 from speculators.verifiers.published import published_facts
 
-READY = [name for name in shipped_names() if name.endswith(("-eagle3", "-eagle3-vllm"))]
+READY = [name for name in shipped_names() if name.endswith(("-eagle3", "-eagle3-vllm", "a3b-mtp"))]
 COUNTS = {"one": 1, "two": 2, "four": 4, "eight": 8}
 SIZES = {"80": "H100", "141": "H200", "180": "B200"}
 HOURS = (0.5, 24.0)

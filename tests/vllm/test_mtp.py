@@ -19,8 +19,8 @@ from speculators.algorithms.mtp.network import MtpNetwork
 from speculators.algorithms.mtp.styles import HEAD, STYLES
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
-from speculators.checkpoints.stitch import stitch
 from speculators.engines.transformers import VerifierModel
+from speculators.engines.vllm.as_served import as_served
 from speculators.engines.vllm.server import ServerOptions, serve_arguments
 from speculators.evaluation.acceptance import Settings, decode, round_figures
 from speculators.verifiers.facts import VerifierFacts
@@ -92,17 +92,16 @@ def test_the_stitched_verifier_drafts_for_itself(
     name = VerifierName(str(verifier_with_head), facts.architectures)
     config = speculators_config(objective.draft_config(), name, K, "float32")
     write_checkpoint(checkpoint, config, objective.network.state_dict())
-    stitch(checkpoint, verifier_with_head, stitched)
 
-    speculative = json.dumps({"method": "mtp", "num_speculative_tokens": K})
+    served, drafting = as_served(checkpoint, stitched, verifier_with_head)
     options = ServerOptions(
         max_length=512,
         cpu_cache=1,
         eager=True,
         most_requests=16,
-        extra=("--speculative-config", speculative),
+        extra=drafting,
     )
-    arguments = serve_arguments(stitched, "float32", options, trust_remote_code=False)
+    arguments = serve_arguments(served, "float32", options, trust_remote_code=False)
     found = inside(arguments, prompts, TOKENS)
     assert found["tokens"] == greedy
     assert len(found["accepted"]) == K

@@ -11,6 +11,7 @@ from speculators.errors import UsageError
 
 ARCHITECTURE = "CausalDraftModel"
 IS_SERVED = False
+VLLM_METHOD = "draft_model"
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:

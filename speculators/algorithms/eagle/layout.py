@@ -9,6 +9,7 @@ from speculators.algorithms.decoder_layout import Shapes, completed_config, laye
 
 ARCHITECTURE = "EagleDraftModel"
 IS_SERVED = False
+VLLM_METHOD = "eagle"
 """vLLM has no loader for it in this format; it loads an export in the original's (`checkpoints/exporters/eagle.py`)."""
 
 ABSENT: Mapping[str, Any] = {"fc_bias": False, "tie_word_embeddings": False}

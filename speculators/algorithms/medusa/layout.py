@@ -11,6 +11,7 @@ from speculators.algorithms.round_limit import round_problems
 
 ARCHITECTURE = "MedusaDraftModel"
 IS_SERVED = False
+VLLM_METHOD = "medusa"
 
 KEYS = ("draft_vocab_size", "num_heads", "shared_head", "aux_hidden_state_layer_ids")
 SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")

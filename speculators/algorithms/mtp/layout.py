@@ -14,6 +14,7 @@ from speculators.verifiers.mixture import Mixture
 
 ARCHITECTURE = "MtpDraftModel"
 IS_SERVED = False
+VLLM_METHOD = "mtp"
 UNROUNDED = (HEAD + ROUTER_BIAS,)
 
 

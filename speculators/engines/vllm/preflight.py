@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from speculators.decoding.request import Request
 from speculators.engines.process import read
 from speculators.engines.prometheus import parse
 from speculators.engines.vllm.answers import answers
+from speculators.engines.vllm.as_served import as_served
 from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
 from speculators.errors import StepError
 from speculators.recipe.shapes.recipe import Recipe
@@ -30,7 +32,9 @@ def serve_untrained(recipe: Recipe, verifier: Path, options: ServerOptions, fold
     facts = VerifierFacts.from_directory(verifier)
     checkpoint = folder / "checkpoint"
     write_untrained(recipe, facts, VerifierName(str(verifier.resolve()), facts.architectures), checkpoint)
-    arguments = serve_arguments(checkpoint, recipe.verifier.dtype, options, trust_remote_code=False)
+    model, drafting = as_served(checkpoint, folder / "served", verifier.resolve())
+    options = replace(options, extra=(*options.extra, *drafting))
+    arguments = serve_arguments(model, recipe.verifier.dtype, options, trust_remote_code=False)
     with vllm_servers(arguments, options, folder) as (url,):
         list(answers([url], MODEL, [Request([1, 2, 3], TOKENS)], at_once=1))
         if not sum(parse(read(f"{url}/metrics")).get("spec_decode_num_drafts_total", [])):

@@ -1,0 +1,32 @@
+"""A draft as vLLM takes it: the checkpoint as it is, or, of a kind that vLLM reads in another form, that form of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from speculators.checkpoints.exporters import write_export
+from speculators.checkpoints.load import read_checkpoint
+from speculators.checkpoints.rules import vllm_method
+from speculators.checkpoints.stitch import stitch
+from speculators.engines.vllm.overridden import overridden
+
+
+def as_served(
+    checkpoint: Path, folder: Path, verifier: Path, speculative_tokens: int | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Make `folder` what vLLM needs to serve the directory `verifier` with the draft of `checkpoint`.
+
+    Gives the model to serve and further arguments of the command line. `speculative_tokens` are drafted a pass (None:
+    as the checkpoint says). Raises UsageError for a draft that cannot be said in vLLM's form.
+    """
+    draft = read_checkpoint(checkpoint)
+    method = vllm_method(draft.config)
+    if method is None:
+        return overridden(checkpoint, folder, verifier, speculative_tokens), ()
+    said = {"method": method, "num_speculative_tokens": speculative_tokens or draft.speculative_tokens}
+    if method == "mtp":
+        stitch(checkpoint, verifier, folder, symbolic=True)
+        return folder, ("--speculative-config", json.dumps(said))
+    write_export(draft, method, folder)
+    return verifier, ("--speculative-config", json.dumps({**said, "model": str(folder)}))
