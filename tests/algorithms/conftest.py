@@ -181,7 +181,7 @@ def objective_of(head: VerifierHead, monkeypatch: pytest.MonkeyPatch):
             facts,
             VerifierWeights(embedding, shown, head.norm.float(), head.eps),
             DraftVocabulary(size, V, *maps, Coverage(1.0, 1.0)),
-            aux_layers=(6,) if name == "mtp" else (1, 2, 4),
+            aux_layers=(1, 2, 4),
             precision="float32",
             seed=0,
         )

@@ -115,7 +115,7 @@ def test_nothing_on_the_processor_is_mixed_with_what_is_on_the_device(name, make
     forward = Rotary.forward
     monkeypatch.setattr(Rotary, "forward", lambda self, positions, last=None: tables(forward, self, positions, last))
     batch = make_batch(["0001111111", "00111111", "011111"])
-    floats = {"aux": (batch.last if name == "mtp" else batch.aux).float(), "last": batch.last.float()}
+    floats = {"aux": batch.aux.float(), "last": batch.last.float()}
     batch = replace(batch, **floats)
     batch = Batch(**{
         one.name: mark(value) if isinstance(value := getattr(batch, one.name), torch.Tensor) else value

@@ -56,7 +56,7 @@ def test_an_option_that_does_nothing_says_so(name, objective_of, make_batch, mon
     objective, told = objective_of(ALGORITHMS[name]), Told()
     execution.apply_execution(objective, Execution(recompute=True, loss_positions=None, compile=True), told)
     batch = make_batch(["0001111111", "00111111", "011111"])
-    batch = replace(batch, aux=(batch.last if name == "mtp" else batch.aux).float(), last=batch.last.float())
+    batch = replace(batch, aux=batch.aux.float(), last=batch.last.float())
     objective.evaluate(batch).loss.backward()
     useless = {"recompute", "compile"} - done
     said = [message.partition(" does nothing: ")[0] for message in told.messages]

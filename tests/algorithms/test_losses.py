@@ -35,17 +35,13 @@ def batch(make_batch):
     return replace(batch, last=batch.last.float(), aux=batch.aux.float())
 
 
-def read(batch, name):
-    return replace(batch, aux=batch.last) if name == "mtp" else batch
-
-
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_loss_trains_every_algorithm_and_is_told_unweighted(objective_of, batch, name):
     once, halved = (
         objective_of(f"{ALGORITHMS[name]}, loss: {{{', '.join(f'{loss}: {weight}' for loss in NAMES)}}}")
         for weight in (1.0, 0.5)
     )
-    found, half = (one.evaluate(read(batch, name)) for one in (once, halved))
+    found, half = (one.evaluate(batch) for one in (once, halved))
     found.loss.backward()
     assert any(one.grad is not None and bool(one.grad.abs().sum() > 0) for one in once.network.parameters())
     for step in range(1, once.steps + 1):
@@ -61,7 +57,7 @@ def test_every_loss_trains_every_algorithm_and_is_told_unweighted(objective_of, 
 def test_a_single_loss_is_told_beside_its_weighted_sum_unless_it_weighs_one(objective_of, batch, name):
     other = ", smooth_l1: 0, soft_ce: 0, top_k: 0" if name in ("eagle", "hass") else ""
     one, two = (objective_of(f"{ALGORITHMS[name]}, loss: {{kl: {weight}{other}}}") for weight in (1, 2))
-    plain, double = (each.evaluate(read(batch, name)).measured for each in (one, two))
+    plain, double = (each.evaluate(batch).measured for each in (one, two))
     assert "kl_1" not in plain
     assert double["kl_1"] == pytest.approx(plain["loss_1"])
     assert double["loss_1"][0] == pytest.approx(2 * plain["loss_1"][0])
@@ -79,10 +75,10 @@ def test_the_text_as_a_target_is_the_teacher_where_both_say_the_same(objective_o
         for target in ("teacher", "data")
     )
     for step in range(1, data.steps + 1):
-        same, own = (one.evaluate(read(agreeing, name)).measured[f"loss_{step}"] for one in (teacher, data))
+        same, own = (one.evaluate(agreeing).measured[f"loss_{step}"] for one in (teacher, data))
         assert own == same
         other_words = replace(agreeing, last=agreeing.last.flip(0))
-        mine, theirs = (one.evaluate(read(other_words, name)).measured[f"loss_{step}"] for one in (teacher, data))
+        mine, theirs = (one.evaluate(other_words).measured[f"loss_{step}"] for one in (teacher, data))
         assert mine[0] != theirs[0] or not mine[1]
 
 

@@ -103,7 +103,7 @@ class MtpConfig:
         return cls(
             **sizes(facts),
             style=style,
-            aux_layers=tuple(aux_layers),
+            aux_layers=(facts.layers,),
             biases=not is_qwen and facts.latent is None,
             norms_heads=is_qwen,
             gates_output=is_qwen,
@@ -224,8 +224,8 @@ def told_by_shapes(config: MtpConfig, style: str, shapes: Mapping[str, Sequence[
 
 
 def verifier_layers(options: Mtp, layers: int) -> tuple[int, ...]:
-    """The one stream that is read: after the last of the verifier's layers, before its final norm."""
-    return (layers,)
+    """Training reads none but the last state, which is always there; so does a round, as the one stream it asks for."""
+    return ()
 
 
 def trained_parameters(options: Mtp, facts: Mapping[str, float]) -> float:

@@ -85,7 +85,7 @@ class MtpObjective:
         longest, positions = max(batch.lengths) + self._steps, chains.positions.to(ids.device)
         tables = network.tables(positions, longest)
         embeddings = network.embed(ids[chains.context + 1], positions)
-        x, residual = layer.enter(embeddings, network.state(batch.aux[chains.context]))
+        x, residual = layer.enter(embeddings, network.state(batch.last[chains.context]))
         prefix = layer.self_attn.keys_values(x, tables)
         x, residual = x[chains.in_context], residual[chains.in_context]
         queries, gates = layer.self_attn.queries(x, (tables[0][chains.in_context], tables[1][chains.in_context]))

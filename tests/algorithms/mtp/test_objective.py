@@ -218,13 +218,13 @@ def dense(
     lengths, start = [], 0
     for length in batch.lengths:
         ids = batch.input_ids[start : start + length].tolist()
-        last, aux = (one[start : start + length] for one in (batch.last, batch.aux))
+        last = batch.last[start : start + length]
         mask, argmax = batch.loss_mask[start : start + length].tolist(), batch.argmax[start : start + length].tolist()
         for root in range(length - 2):
             if not (mask[root + 1] and mask[root + 2]):
                 continue
             accepted, stands = 0, True
-            for step, normed in enumerate(reference.chain(ids, aux, root, steps)):
+            for step, normed in enumerate(reference.chain(ids, last, root, steps)):
                 at = root + 1 + step
                 if not (at + 1 < length and mask[at] and mask[at + 1]):
                     break
@@ -244,7 +244,6 @@ def dense(
 def test_loss_gradients_and_acceptance_are_those_of_chains_computed_one_by_one(
     network: MtpNetwork, head: VerifierHead, batch: Batch, plain: SimpleNamespace, chunk: int | None
 ) -> None:
-    batch = replace(batch, aux=batch.aux[:, :H])
     objective = MtpObjective(network, section(steps=3, decay=0.6), head, compute_dtype=torch.float64, chunk=chunk)
     found = objective.evaluate(batch)
     found.loss.backward()
@@ -262,7 +261,7 @@ def test_loss_gradients_and_acceptance_are_those_of_chains_computed_one_by_one(
 def test_what_is_not_drafted_from_does_not_matter(network: MtpNetwork, head: VerifierHead, make_batch: Any) -> None:
     """Neither another document of the batch, nor what stands after the last root."""
     objective = MtpObjective(network, section(steps=3), head, compute_dtype=torch.float64)
-    alone, two = make_batch(["0001111"], streams=1), make_batch(["0001111", "0011111"], seed=1, streams=1)
+    alone, two = make_batch(["0001111"]), make_batch(["0001111", "0011111"], seed=1)
     beside = replace(two, **{
         name: torch.cat([getattr(alone, name), getattr(two, name)[7:]])
         for name in ("input_ids", "loss_mask", "aux", "last", "argmax")
