@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_heads import add_head
 
-from speculators.algorithms.mtp.config import MtpConfig
-from speculators.algorithms.mtp.network import MtpNetwork
-from speculators.algorithms.mtp.styles import HEAD, STYLES
 from speculators.checkpoints.check import check_checkpoint
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
@@ -24,19 +20,16 @@ from speculators.decoding.request import Commit, Request
 from speculators.engines.transformers import VerifierModel
 from speculators.evaluation.acceptance import Answer, round_figures
 from speculators.training.validation import nowhere, walk
-from speculators.verifiers.facts import VerifierFacts
 
 RunAll = Callable[[Decoder, list[Request]], list[list[Commit]]]
 GreedyText = Callable[[list[int], int], list[int]]
 
 LENGTH, STEPS, LAYERS, K = 28, 50, 4, 3
-INSIDE = {"mimo": "model.mtp_layers.0.", "qwen": "mtp.", "glm": f"model.layers.{LAYERS}."}
-INSIDE["deepseek"] = INSIDE["glm"]
 FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHARED = {**FEW, "n_routed_experts": 6, "n_shared_experts": 1, "n_group": 3, "topk_group": 2}
 LATENT = {"kv_lora_rank": 12, "q_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 10}
 HEADS: dict[str, dict[str, Any]] = {
-    "mimo": {},
+    "mimo": {"attention_bias": True},
     "qwen": {"model_type": "qwen3_next"},
     "qwen with experts": {
         "model_type": "qwen3_next",
@@ -44,27 +37,11 @@ HEADS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 12,
         **FEW,
     },
-    "glm": {"model_type": "glm4"},
+    "glm": {"model_type": "glm4", "attention_bias": True},
     "glm with experts": {"model_type": "glm4_moe", **SHARED, "routed_scaling_factor": 1.5},
     "deepseek": {"model_type": "deepseek_v3", **SHARED, **LATENT},
 }
 """What the config.json of a verifier with such a head says besides its own sizes."""
-
-
-def write_head(directory: Path, said: dict[str, Any]) -> None:
-    """Give a verifier's directory a random head, in a file of its own."""
-    file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "num_nextn_predict_layers": 1, **said}))
-    facts = VerifierFacts.from_directory(directory)
-    config = MtpConfig.for_verifier(facts, None, draft_vocab_size=facts.vocab_size, aux_layers=(facts.layers,))
-    names = STYLES[config.style].names
-    tensors = {}
-    for name, value in MtpNetwork(config).state_dict().items():
-        own = name.removeprefix(HEAD)
-        inner = "layers.0." if config.style == "qwen" and own not in names else ""
-        level = 0.0 if config.style == "qwen" or value.dim() == 2 or own.endswith("bias") else 1.0
-        tensors[INSIDE[config.style] + inner + names.get(own, own)] = level + 0.1 * torch.randn(value.shape)
-    save_file(tensors, directory / "model-mtp.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +61,7 @@ def trained(
 ) -> SimpleNamespace:
     directory = tmp_path_factory.mktemp("with-head") / "verifier"
     shutil.copytree(verifier_directory, directory)
-    write_head(directory, HEADS[request.param])
+    add_head(directory, **HEADS[request.param])
     documents = [(prompt, greedy_text(prompt, LENGTH)) for prompt in prompts]
     said = f"type: mtp, steps: {K}"
     objective, batch, losses, k = short_training(said, model, directory, documents, steps=STEPS)

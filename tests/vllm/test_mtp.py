@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from random_heads import add_head
 from safetensors.torch import load_file, save_file
-from tiny_families import FAMILIES, LAYERS
+from tiny_families import FAMILIES
 
-from speculators.algorithms.mtp.config import MtpConfig
-from speculators.algorithms.mtp.network import MtpNetwork
-from speculators.algorithms.mtp.styles import HEAD, STYLES
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
 from speculators.engines.transformers import VerifierModel
@@ -49,32 +46,17 @@ def write_mimo(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_glm(directory: Path) -> None:
-    """A random GLM-4.5, whose head has experts."""
-    FAMILIES["glm-4-moe"].write(directory)
-    file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "num_nextn_predict_layers": 1}))
-
-
-INSIDE = {"mimo": "model.mtp_layers.0.", "glm": f"model.layers.{LAYERS}."}
-
-
 @pytest.fixture(scope="module", params=["mimo", "glm"])
 def verifier_with_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random verifier of a family, and a random head in it."""
+    """A random MiMo, or a random GLM-4.5, whose head has experts."""
     directory: Path = tmp_path_factory.mktemp("models") / request.param
     torch.manual_seed(1)
-    {"mimo": write_mimo, "glm": write_glm}[request.param](directory)
-    facts = VerifierFacts.from_directory(directory)
-    promised = MtpConfig.for_verifier(facts, None, draft_vocab_size=facts.vocab_size, aux_layers=(facts.layers,))
-    network = MtpNetwork(replace(promised, biases=request.param == "mimo", norms_heads=request.param == "glm"))
-    tensors = load_file(directory / "model.safetensors")
-    names = STYLES[request.param].names
-    for name, value in network.state_dict().items():
-        own = name.removeprefix(HEAD)
-        level = 1.0 if own.endswith("norm.weight") else 0.0
-        tensors[INSIDE[request.param] + names.get(own, own)] = level + 0.1 * torch.randn(value.shape)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    if request.param == "mimo":
+        write_mimo(directory)
+        add_head(directory, attention_bias=True)
+    else:
+        FAMILIES["glm-4-moe"].write(directory)
+        add_head(directory)
     return directory
 
 
