@@ -70,7 +70,7 @@ class Trained:
         return proposal_of(self.network)
 
 
-@pytest.fixture(scope="session", params=list(ALGORITHMS))
+@pytest.fixture(scope="session", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in ALGORITHMS])
 def trained(
     request: pytest.FixtureRequest,
     verifier: VerifierModel,

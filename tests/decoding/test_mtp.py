@@ -49,7 +49,7 @@ def model(verifier_directory: Path) -> VerifierModel:
     return VerifierModel.load(verifier_directory, "float32", aux_layers=(LAYERS,))
 
 
-@pytest.fixture(scope="module", params=list(HEADS))
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in HEADS])
 def trained(
     request: pytest.FixtureRequest,
     model: VerifierModel,
