@@ -29,7 +29,9 @@ _MARKS = {
     "skipped": "[dim]○[/]",
 }
 _BAR_WIDTH = 20
-_LAST_SECONDS = 20.0  # the rate is that of the last twenty seconds: it follows a step that changes its pace
+_LAST_SECONDS, _LAST_SHARE = 20.0, 0.5
+"""The rate is that of the last seconds, or of that share of a step: what finishes in bursts has a steady rate, and one
+that changes its pace is followed."""
 
 
 @dataclass
@@ -113,7 +115,8 @@ def _hear_step(row: Row, kind: str, moment: float, event: Event) -> None:
             row.progress.clear()
         row.unit, row.done, row.total = event["unit"], event["done"], event["total"]
         row.progress.append((moment, row.done))
-        while len(row.progress) > 2 and moment - row.progress[0][0] > _LAST_SECONDS:
+        span = max(_LAST_SECONDS, _LAST_SHARE * (moment - (row.started or moment)))
+        while len(row.progress) > 2 and moment - row.progress[0][0] > span:
             row.progress.pop(0)
     elif kind == "metric":
         row.metrics.update({name: value for name, value in event["values"].items() if value is not None})

@@ -37,6 +37,22 @@ def test_a_running_step_shows_how_far_how_fast_and_how_long_yet():
     assert "4.0 s" in shown(board)
 
 
+def test_what_finishes_in_bursts_has_a_steady_rate_and_a_changed_pace_is_followed():
+    board = Board()
+    board.hear({**at(0, event="planned", steps=PLAN), "t": "2026-08-24T13:00:00.000Z"})
+    board.hear({**at(0, event="step_started", step="shards"), "t": "2026-08-24T13:00:00.000Z"})
+    for minute in range(20):  # a burst of 600 every minute, a trickle between
+        for second, done in ((0, 0), (30, 10), (55, 600)):
+            told = f"2026-08-24T13:{minute:02}:{second:02}.000Z"
+            event = at(0, event="progress", step="shards", done=600 * minute + done, total=24000, unit="tokens")
+            board.hear({**event, "t": told})
+    assert 9.5 < board.rows["shards"].rate < 10.5
+    for minute in range(20, 60):
+        event = at(0, event="progress", step="shards", done=12000 + 60 * (minute - 19), total=24000, unit="tokens")
+        board.hear({**event, "t": f"2026-08-24T13:{minute:02}:55.000Z"})
+    assert 0.9 < board.rows["shards"].rate < 1.1
+
+
 def test_a_stopped_run_leaves_no_step_running():
     board = Board()
     board.hear(at(0, event="planned", steps=PLAN))
