@@ -33,6 +33,13 @@ class StatesWanted:
         return (len(self.layers) + 1) * int(self.record["hidden_size"]) * self.dtype.itemsize + 4
 
 
+def check_images(algorithm: str, tokens: TokenDataset) -> None:
+    """Raise UsageError when there are images among the tokens, and the algorithm learns from text alone."""
+    why: str | None = getattr(load(algorithm, "config"), "TEXT_ONLY", None)
+    if tokens.images and why is not None:
+        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {why}")
+
+
 def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> StatesWanted:
     """For a draft of `algorithm`, in a step with the input `verifier` that reads all of the paths below.
 
@@ -52,12 +59,9 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
             raise ArtifactMismatch(
                 f"the tokens were made with the {what} {made_with[:12]}, the verifier has {own[:12]}"
             )
-    room = load(algorithm, "config")
-    why: str | None = getattr(room, "TEXT_ONLY", None)
-    if tokens.images and why is not None:
-        raise UsageError(f"`algorithm.type: {algorithm}` learns from text alone: {why}")
+    check_images(algorithm, tokens)
     options = config.data.hidden_states
-    layers: tuple[int, ...] = room.verifier_layers(config.algorithm, facts.layers)
+    layers: tuple[int, ...] = load(algorithm, "config").verifier_layers(config.algorithm, facts.layers)
     dtype = as_dtype(options.dtype)
     assert dtype is not None  # noqa: S101  the schema has no "auto" here
     record = {

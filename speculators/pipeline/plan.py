@@ -284,7 +284,7 @@ def _hashed(
             value: dict[str, Any] = {
                 "step": step.name,
                 "version": step.version,
-                "config": dict(assembly.semantic(step.reads)),
+                "config": dict(assembly.semantic(tuple(read for read in step.reads if read not in step.restated))),
                 "inputs": {name: keys[name] for name in step.inputs},
                 "external": _external(step, assembly, only_looked_at=only_looked_at),
             }

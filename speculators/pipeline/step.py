@@ -116,6 +116,8 @@ class Step:
     reads: tuple[str, ...]
     run: Callable[[Context], None]
     inputs: tuple[str, ...] = ()
+    restated: tuple[str, ...] = ()
+    """Those of `reads` whose meaning for this step `external` says: they do not enter the key themselves."""
     external: Callable[[View], Mapping[str, str]] = no_external
     estimate: Callable[[Scope], Estimate] = no_estimate
     needs: Callable[[View], None] = no_needs

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
 from speculators.algorithms import load
-from speculators.pipeline.step import Context, Estimate, Scope, Step
+from speculators.errors import UsageError
+from speculators.pipeline.digests import value_sha256
+from speculators.pipeline.step import Context, Estimate, Scope, Step, View
 from speculators.steps.speed import verifier_memory, verifier_seconds
 
 if TYPE_CHECKING:
     from speculators.recipe.shapes.recipe import Recipe
 
 SHARD_BYTES = 1 << 28
+_MOST_LAYERS, _SHOWN_LAYERS = 256, 32
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -60,6 +64,25 @@ def reading_seconds(scope: Scope) -> float | None:
     return verifier_seconds(scope, scope.facts.get("tokens"), writes=False)
 
 
+def streams(config: View, algorithm: str) -> dict[str, str]:
+    """Which streams are stored, the same for all algorithms that read the same: so they share the states.
+
+    Layers that depend on how many the verifier has are told by what they are for any number of them.
+    """
+    read = load(algorithm, "config").verifier_layers
+
+    def of(layers: int) -> tuple[int, ...] | None:
+        with contextlib.suppress(UsageError):
+            return tuple(read(config.algorithm, layers))
+        return None
+
+    every = [of(layers) for layers in range(1, _MOST_LAYERS + 1)]
+    if len(set(every)) == 1:
+        return {"streams": " ".join(map(str, every[0] or ())) or "none but the last"}
+    shown = " ".join(map(str, every[_SHOWN_LAYERS - 1] or ()))
+    return {"streams": f"{shown} of {_SHOWN_LAYERS} layers ({value_sha256(every)[:8]})"}
+
+
 def stored(algorithm: str, reads: tuple[str, ...]) -> Step:
     """The step for a draft of this algorithm, whose layers are decided by the recipe paths `reads`."""
     return Step(
@@ -67,6 +90,8 @@ def stored(algorithm: str, reads: tuple[str, ...]) -> Step:
         version=2,
         reads=(*reads, "data.hidden_states", "verifier.dtype", "verifier.engine"),
         inputs=("verifier", "tokens"),
+        restated=reads,
+        external=partial(streams, algorithm=algorithm),
         run=partial(run, algorithm=algorithm),
         estimate=partial(estimate, algorithm=algorithm),
         spares_disk="`--set data.hidden_states.mode=online` makes the states while training and stores none",

@@ -14,6 +14,7 @@ from speculators.algorithms.base import Objective
 from speculators.algorithms.building import build_objective
 from speculators.data.tokens import TokenDataset
 from speculators.data.vocabulary import DraftVocabulary
+from speculators.engines.states_wanted import check_images
 from speculators.errors import ArtifactMismatch
 from speculators.layers.products import product_dtype
 from speculators.pipeline.step import Reporter
@@ -74,6 +75,7 @@ def open_inputs(
     verifier = read_verifier(artifacts.verifier)
     facts = VerifierFacts.from_directory(verifier.directory)
     tokens = TokenDataset.open(artifacts.tokens)
+    check_images(algorithm.name, tokens)  # again: another algorithm may have had these states made
     vocabulary = DraftVocabulary.open(artifacts.vocabulary)
     layers = load(algorithm.name, "config").verifier_layers(algorithm, facts.layers)
     check_states(states.record, tokens, layers, hidden_size=facts.hidden_size, verifier_digest=verifier.digest)
