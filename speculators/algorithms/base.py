@@ -137,9 +137,6 @@ class Objective(Protocol):
     def steps(self) -> int:
         """Proposals a chain is trained for, and judged by in validation."""
 
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss and measurements of one batch, or of this process's part of it, which may be empty.
 

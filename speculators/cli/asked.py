@@ -119,7 +119,7 @@ def recipe_options(command: _Command) -> _Command:
                 type=click.IntRange(min=1),
                 default=1,
                 show_default=True,
-                help="Machines that train together: the same command on each, with the same store and --processes.",
+                help="Machines that train together, on one store: this command on each, or once with --executor ray.",
             ),
             click.option(
                 "--node-rank",
@@ -166,10 +166,13 @@ def consent(asked: Asked) -> Consent:
     )
 
 
-def planned(asked: Asked, machine: Machine | None = None, hardware: Hardware | None = None) -> tuple[Loaded, Plan]:
+def planned(
+    asked: Asked, machine: Machine | None = None, hardware: Hardware | None = None, *, meets_by_itself: bool = False
+) -> tuple[Loaded, Plan]:
     """Load the recipe and plan it; raises RecipeError and UsageError.
 
-    `machine` are the machines that an executor will use, `hardware` what is elsewhere and only planned for.
+    `machine` are the machines that an executor will use, `hardware` what is elsewhere and only planned for. An executor
+    that `meets_by_itself` brings nodes together, so that they are neither numbered nor told where.
     """
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
@@ -184,7 +187,7 @@ def planned(asked: Asked, machine: Machine | None = None, hardware: Hardware | N
         raise UsageError(
             "--engine-arg is for a recipe with `verifier.engine.type: vllm`; this one's engine is embedded"
         )
-    _check_processes(asked, loaded.recipe)
+    _check_processes(asked, loaded.recipe, meets_by_itself=meets_by_itself)
     # Other nodes are there to train; the first one goes on alone.
     until = asked.until or (("train",) if asked.node_rank else ())
     selection = Selection(asked.only, asked.start, until, asked.force)
@@ -192,12 +195,16 @@ def planned(asked: Asked, machine: Machine | None = None, hardware: Hardware | N
     return loaded, make_plan(assembly, store, selection, machine=machine, only_looked_at=hardware is not None)
 
 
-def _check_processes(asked: Asked, recipe: Recipe) -> None:
+def _check_processes(asked: Asked, recipe: Recipe, *, meets_by_itself: bool) -> None:
     """Raise UsageError for processes and nodes that cannot train this recipe together."""
+    if meets_by_itself and (asked.node_rank or asked.rendezvous):
+        raise UsageError(
+            "--node-rank and --rendezvous are for --executor local; Ray's nodes are brought together by Ray"
+        )
     if asked.node_rank >= asked.nodes:
         raise UsageError(f"--node-rank {asked.node_rank}: with --nodes {asked.nodes} it is from 0 to {asked.nodes - 1}")
     host, _, port = asked.rendezvous.rpartition(":")
-    if asked.nodes > 1 and not (host and port.isdecimal()):
+    if asked.nodes > 1 and not meets_by_itself and not (host and port.isdecimal()):
         raise UsageError(
             f"--nodes {asked.nodes} needs --rendezvous HOST:PORT, a free port of node 0 that all nodes reach; "
             f"found {asked.rendezvous!r}"

@@ -53,8 +53,8 @@ def command(context: click.RichContext, /, runs: Path, as_json: bool, grace: flo
 
     place, asked = where(context, options), Asked(**options)
     executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True))
-    loaded, plan = planned(asked, executor.machine)
-    place.check([planned.name for planned in plan.steps], asked.processes, asked.nodes)
+    loaded, plan = planned(asked, executor.machine, meets_by_itself=place.executor == "ray")
+    place.check([planned.name for planned in plan.steps], asked)
     _check(plan, executor, anyway=yes)
     previous = previous_run(runs, plan.assembly.name)
     texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}

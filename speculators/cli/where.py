@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from speculators.errors import UsageError
 
 if TYPE_CHECKING:
+    from speculators.cli.asked import Asked
     from speculators.pipeline.executors.base import Executor
     from speculators.pipeline.executors.requests import Requests
 
@@ -51,10 +52,13 @@ class Where:
         names = ("gpus", "cpus", "memory", "time", "partition")
         return Requests.parse({name: getattr(self, name) for name in names if self.executor in _FOR[name]})
 
-    def check(self, steps: Collection[str], processes: int, nodes: int) -> None:
-        """Raise UsageError for a step that the recipe does not have, more processes than GPUs, and several nodes."""
-        if nodes > 1 and self.executor != "local":
-            raise UsageError(f"--nodes {nodes} is for --executor local: the same command is given on each machine")
+    def check(self, steps: Collection[str], asked: Asked) -> None:
+        """Raise UsageError for a step that the recipe does not have, more processes than GPUs, and nodes that cannot
+        be brought together.
+        """
+        nodes, processes = asked.nodes, asked.processes
+        if nodes > 1 and self.executor == "slurm":
+            raise UsageError(f"--nodes {nodes} is for --executor local, with the same command on each machine, or ray")
         requests = self.requests
         requests.check(steps)
         gpus = requests.of("train", uses_gpu=True).gpus

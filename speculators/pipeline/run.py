@@ -205,6 +205,7 @@ class _Run:
             artifact=planned.id if planned.step.cached else None,
             uses_gpu=planned.step.uses_gpu,
             machine=planned.hashed.get("machine"),
+            nodes=read_plan(self.folder.path)["nodes"]["count"] if planned.step.spans_nodes else 1,
         )
 
     def _ended(self, planned: Planned, status: int) -> None:

@@ -1,5 +1,7 @@
 """The worker: `python -m speculators.pipeline.work RUN_FOLDER STEP` does one step of a planned run.
 
+`--node NUMBER@HOST:PORT` says which of the plan's machines this is, where an executor brings them together.
+
 It is a process of its own so that nothing is pickled, a crash costs one step, and every executor is the same command
 with another prefix. All it knows is in `plan.json`; the steps themselves come from the function named there (see
 `pipeline.assembly`).
@@ -43,9 +45,12 @@ class Job:
     store: Store
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> Job:
+    def open(cls, folder: Path, name: str, node: str = "") -> Job:
         """Read the plan of the run; raises UsageError when it has no such step."""
         plan = read_plan(folder)
+        if node:
+            number, _, rendezvous = node.partition("@")
+            plan = {**plan, "nodes": {**plan["nodes"], "number": int(number), "rendezvous": rendezvous}}
         assembly = resolve(plan["reassemble"])(plan["recipe"])
         step = next((step for step in assembly.steps if step.name == name), None)
         if step is None:
@@ -73,10 +78,10 @@ class Job:
         return found
 
 
-def main(folder: Path, name: str) -> int:
+def main(folder: Path, name: str, node: str = "") -> int:
     """Do the step; the process's exit status. What went wrong is the last line of the log."""
     try:
-        job = Job.open(folder, name)
+        job = Job.open(folder, name, node)
         if job.step.cached:
             make(job)
         else:
@@ -245,6 +250,11 @@ if __name__ == "__main__":
     if "--tied" in arguments:  # to the runner at the other end of standard input, as the local executor does
         arguments.remove("--tied")
         _end_on_signals()
+    which = ""
+    if "--node" in arguments[:-1]:
+        place = arguments.index("--node")
+        which = arguments.pop(place + 1)
+        arguments.pop(place)
     if len(arguments) != 2:
-        sys.exit("usage: python -m speculators.pipeline.work RUN_FOLDER STEP [--tied]")
-    sys.exit(main(Path(arguments[0]), arguments[1]))
+        sys.exit("usage: python -m speculators.pipeline.work RUN_FOLDER STEP [--node NUMBER@HOST:PORT] [--tied]")
+    sys.exit(main(Path(arguments[0]), arguments[1], which))

@@ -111,7 +111,7 @@ def open_inputs(
         options=options,
         seed=seed,
         output=output,
-        draft=objective.draft_config(),
+        draft=objective.network.config.to_config_json(),
         report=report,
         begin=begin,
         ranks=ranks,

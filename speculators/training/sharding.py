@@ -54,10 +54,6 @@ class ShardedObjective:
         """Those of the objective."""
         return self._objective.steps
 
-    def draft_config(self) -> dict[str, Any]:
-        """That of the objective."""
-        return self._objective.draft_config()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """As the objective does; a part without chains has a loss with gradients of zero."""
         loss, measured, accepted = self._network(batch, noise, total)

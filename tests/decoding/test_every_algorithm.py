@@ -200,7 +200,7 @@ def test_a_checkpoint_comes_back_whole_and_proposes_the_same(
     tmp_path: Path,
 ) -> None:
     name = VerifierName(str(verifier_directory), ("LlamaForCausalLM",))
-    config = speculators_config(trained.objective.draft_config(), name, trained.k, "float32")
+    config = speculators_config(trained.objective.network.config.to_config_json(), name, trained.k, "float32")
     write_checkpoint(tmp_path, config, trained.network.state_dict())
     assert check_checkpoint(tmp_path) == []
     loaded = load_draft(tmp_path)

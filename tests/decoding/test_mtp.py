@@ -118,7 +118,7 @@ def test_a_checkpoint_comes_back_whole_and_proposes_the_same(
     trained: SimpleNamespace, model: VerifierModel, prompts: list[list[int]], run_all: RunAll, tmp_path: Path
 ) -> None:
     name = VerifierName(str(trained.directory), ("LlamaForCausalLM",))
-    config = speculators_config(trained.objective.draft_config(), name, K, "float32")
+    config = speculators_config(trained.objective.network.config.to_config_json(), name, K, "float32")
     write_checkpoint(tmp_path, config, trained.objective.network.state_dict())
     assert check_checkpoint(tmp_path) == []
     loaded = load_draft(tmp_path)

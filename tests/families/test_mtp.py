@@ -45,7 +45,7 @@ def test_a_family_s_own_head_learns_drafts_and_goes_back(
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
     name = VerifierName(str(with_head), facts.architectures)
-    config = speculators_config(objective.draft_config(), name, K, "float32")
+    config = speculators_config(objective.network.config.to_config_json(), name, K, "float32")
     write_checkpoint(tmp_path / "ours", config, objective.network.state_dict())
     drafted = decode(model, proposal_of(load_draft(tmp_path / "ours")), prompts, Settings(0.0, K, TOKENS, 6))
     assert [list(one.tokens) for one in drafted] == greedy

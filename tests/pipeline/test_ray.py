@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from speculators.errors import MachineError
-from speculators.pipeline.executors.base import Work
+from speculators.pipeline.executors.base import Caller, Work
 from speculators.pipeline.executors.ray import RayExecutor
 from speculators.pipeline.executors.requests import Requests
 
@@ -147,6 +147,65 @@ def test_a_lost_node_s_step_goes_on_elsewhere(ray_toy, cluster, executor, barrie
     assert run.outcome.exit_code == 0, run.outcome.failures
     made = [line for line in run.log("shards").splitlines() if line.startswith("made")]
     assert made == ["made shard-0.txt", "made shard-1.txt", "made shard-2.txt"]
+
+
+def on_two_nodes(toy, script):
+    """A command for both nodes, and its logs."""
+    _, folder = toy.start(until=("numbers",))
+    work = Work("any", (sys.executable, "-c", script), folder.log("any"), artifact="any-0", nodes=2)
+    return work, (folder.log("any"), folder.log("any").with_name("any.node-1.log"))
+
+
+def test_nodes_that_do_a_step_together_are_told_who_they_are_and_where_they_meet(ray_toy, executor):
+    work, logs = on_two_nodes(ray_toy, "import sys; print(sys.argv[2])")
+    assert executor().run(work) == 0
+    (first, second), (there, again) = zip(*(log.read_text().split("@") for log in logs), strict=True)
+    assert (first, second) == ("0", "1")
+    assert there == again
+    assert there.rpartition(":")[2].strip().isdecimal()
+
+
+def test_a_node_that_is_lost_ends_the_others_and_all_start_again(ray_toy, executor, tmp_path):
+    script = f"""
+import os, pathlib, signal, sys, time
+first, other = pathlib.Path({str(tmp_path / "was here")!r}), pathlib.Path({str(tmp_path / "other")!r})
+if first.exists():
+    print("again")
+elif sys.argv[2].startswith("1@"):
+    while not other.exists():
+        time.sleep(0.05)
+    first.touch()
+    os.kill(os.getppid(), signal.SIGKILL)  # Ray's process
+    time.sleep(60)
+else:
+    other.touch()
+    while not first.exists():
+        time.sleep(0.05)
+    sys.exit("nobody to train with")
+"""
+    work, logs = on_two_nodes(ray_toy, script)
+    told = []
+    assert executor().run(work, Caller(tell=told.append)) == 0
+    assert told == ["a node or process of any was lost; it starts again from what was saved"]
+    assert logs[0].read_text().splitlines() == ["nobody to train with", "again"]
+
+
+def test_a_step_that_fails_on_one_node_fails(ray_toy, executor):
+    work, _ = on_two_nodes(ray_toy, "import sys; sys.exit(3 if sys.argv[2].startswith('1@') else 0)")
+    assert executor().run(work) == 3
+
+
+def test_two_nodes_train_a_draft_together(cluster, tmp_path):
+    store, runs = tmp_path / "store", tmp_path / "runs"
+    argv = [sys.executable, "-m", "speculators", "run", "tiny", "--until", "train", "--executor", "ray", "--nodes", "2"]
+    argv += ["--ray-address", cluster.address, "--store", str(store), "--runs", str(runs), "--set", "train.epochs=1"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node 1 has done its part" in (runs / "tiny/latest/events.jsonl").read_text()
+    assert (runs / "tiny/latest/steps/train/model.safetensors").is_file()
+    refused = subprocess.run([*argv, "--node-rank", "1"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2
+    assert "--node-rank and --rendezvous are for --executor local" in refused.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -87,7 +87,7 @@ def test_what_an_algorithm_adds_to_dflash_is_fresh_and_the_rest_is_the_checkpoin
     directory = verifier_directory(verifier)
     base = dflash(directory, seed=1)
     whose = VerifierName("a/b", ("LlamaForCausalLM",))
-    config = speculators_config(base.draft_config(), whose, 3, "float32")
+    config = speculators_config(base.network.config.to_config_json(), whose, 3, "float32")
     write_checkpoint(tmp_path / "dflash", config, base.network.state_dict())
     draft, fresh = dflash(directory, kind, seed=2).network, dflash(directory, kind, seed=2).network.state_dict()
     begin_with(draft, tmp_path / "dflash")
@@ -95,7 +95,7 @@ def test_what_an_algorithm_adds_to_dflash_is_fresh_and_the_rest_is_the_checkpoin
     assert taken.keys() < own.keys()
     for name, tensor in own.items():
         assert torch.equal(tensor, taken.get(name, fresh[name])), name
-    config = speculators_config(dflash(directory, kind, seed=2).draft_config(), whose, 3, "float32")
+    config = speculators_config(dflash(directory, kind, seed=2).network.config.to_config_json(), whose, 3, "float32")
     half = {name: tensor for name, tensor in own.items() if not name.endswith(LAST[kind])}
     write_checkpoint(tmp_path / "half", config, half)
     with pytest.raises(ArtifactMismatch, match=f"{LAST[kind]} is missing"):

@@ -81,7 +81,7 @@ def inputs_of(training: Build, name: str, folder: str) -> TrainingInputs:
         precision="float64",
         seed=0,
     )
-    return replace(inputs, objective=objective, draft=objective.draft_config())
+    return replace(inputs, objective=objective, draft=objective.network.config.to_config_json())
 
 
 def same_draft(folder: Path, other: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_draft_is_served_as_it_was_trained(
     objective, _, _, k = short_training(said, model, verifier, documents, steps=STEPS)
     checkpoint = tmp_path / "checkpoint"
     name = VerifierName(str(verifier.resolve()), ("LlamaForCausalLM",))
-    config = speculators_config(objective.draft_config(), name, k, "float32")
+    config = speculators_config(objective.network.config.to_config_json(), name, k, "float32")
     write_checkpoint(checkpoint, config, objective.network.state_dict())
     assert check_checkpoint(checkpoint) == []
 

@@ -72,7 +72,7 @@ def test_a_draft_speaks_for_a_family(
     documents = list(zip(prompts, greedy, strict=True))
     objective, _, _, k = short_training(SAID, model, verifier, documents, steps=STEPS)
     name = VerifierName(str(verifier), VerifierFacts.from_directory(verifier).architectures)
-    config = speculators_config(objective.draft_config(), name, k, "float32")
+    config = speculators_config(objective.network.config.to_config_json(), name, k, "float32")
     write_checkpoint(tmp_path / "draft", config, objective.network.state_dict())
 
     arguments = serve_arguments(tmp_path / "draft", "float32", OPTIONS, trust_remote_code=False)

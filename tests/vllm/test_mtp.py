@@ -72,7 +72,7 @@ def test_the_stitched_verifier_drafts_for_itself(
     objective, _, _, _ = short_training(f"type: mtp, steps: {K}", model, verifier_with_head, documents, steps=STEPS)
     checkpoint, stitched = tmp_path / "checkpoint", tmp_path / "stitched"
     name = VerifierName(str(verifier_with_head), facts.architectures)
-    config = speculators_config(objective.draft_config(), name, K, "float32")
+    config = speculators_config(objective.network.config.to_config_json(), name, K, "float32")
     write_checkpoint(checkpoint, config, objective.network.state_dict())
 
     served, drafting = as_served(checkpoint, stitched, verifier_with_head)

@@ -42,7 +42,7 @@ def test_a_draft_is_lossless_in_vllm_and_accepted_as_often(
     objective, *_ = short_training(DRAFTS[name], model, verifier, documents, steps=STEPS, rate=3e-3)
     checkpoint = tmp_path / "checkpoint"
     config = speculators_config(
-        objective.draft_config(), VerifierName(str(verifier), facts.architectures), PROPOSED, "float32"
+        objective.network.config.to_config_json(), VerifierName(str(verifier), facts.architectures), PROPOSED, "float32"
     )
     write_checkpoint(checkpoint, config, objective.network.state_dict())
 

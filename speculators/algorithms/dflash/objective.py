@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -42,7 +41,8 @@ class BlockObjective:
 
         `compute_dtype` is the type of the teacher's products; the network brings its own (`mix_precision`).
         """
-        self._backbone, self._anchors = network, options.anchors
+        self.network, self._anchors = network, options.anchors
+        self.steps = network.config.proposed
         criterion = Criterion(
             losses=options.loss.named(),
             weights=[weight / sum(weights) for weight in weights],
@@ -59,20 +59,6 @@ class BlockObjective:
         if network.config.has_vocabulary_map:
             network.lm_head.requires_grad_(requires_grad=False)
 
-    @property
-    def network(self) -> DFlashNetwork:
-        """The draft that is trained."""
-        return self._backbone
-
-    @property
-    def steps(self) -> int:
-        """Tokens that a block proposes."""
-        return self._backbone.config.proposed
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        return self._backbone.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it.
 
@@ -85,17 +71,17 @@ class BlockObjective:
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
-        with weights_rounded_once(self._backbone):
-            states = self._backbone.norm(block_states(self._backbone, batch, chains))
+        with weights_rounded_once(self.network):
+            states = self.network.norm(block_states(self.network, batch, chains))
             return self._judged_blocks(batch, chains, counted, states)
 
     def _judged_blocks(self, batch: Batch, chains: Chains, counted: Counted, states: torch.Tensor) -> Evaluation:
         """The evaluation of blocks with the normed `states` [A, B, h]: of the slots that predict."""
-        return self._evaluated(batch, chains, counted, slots(chains, states, self._backbone.config))
+        return self._evaluated(batch, chains, counted, slots(chains, states, self.network.config))
 
     def _evaluated(self, batch: Batch, chains: Chains, counted: Counted, hidden: list[torch.Tensor]) -> Evaluation:
         """The evaluation of what predicts each step, `hidden[j]` [A_j, h]: by the verifier's own head."""
-        head = self._backbone.head_weight.detach(), self._head
+        head = self.network.head_weight.detach(), self._head
         return self.judge.judge(batch, chains, counted, hidden, head).evaluation
 
 
@@ -119,7 +105,7 @@ class DFlashObjective(BlockObjective):
 
     def _evaluated(self, batch: Batch, chains: Chains, counted: Counted, hidden: list[torch.Tensor]) -> Evaluation:
         shares = self._shares(batch, chains, counted, hidden)
-        head = self._backbone.head_weight.detach(), self._head
+        head = self.network.head_weight.detach(), self._head
         return self.judge.judge(batch, chains, counted, hidden, head, shares).evaluation
 
     def _shares(
@@ -130,7 +116,7 @@ class DFlashObjective(BlockObjective):
         if not isinstance(weights, DPace):
             return None
         with torch.no_grad():
-            head = self._backbone.head_weight, self._head
+            head = self.network.head_weight, self._head
             judged = self.judge.judge(batch, chains, counted, hidden, head).judged
             return reached([(-one.terms["ce"]).exp() for one in judged], chains, weights.alpha)
 

@@ -39,7 +39,7 @@ class DFlash2Objective(BlockObjective):
 
     def _evaluated(self, batch: Batch, chains: Chains, counted: Counted, hidden: list[torch.Tensor]) -> Evaluation:
         """Also measured is `selector`, its cross-entropy among the candidates."""
-        head = self._backbone.head_weight.detach(), self._head
+        head = self.network.head_weight.detach(), self._head
         verdict = self.judge.judge(batch, chains, counted, hidden, head)
         total, measured = verdict.evaluation.loss, dict(verdict.evaluation.measured)
         sums, counts, chosen = 0.0, 0.0, []

@@ -9,7 +9,6 @@ Positions after a document's last newest token, and all but those in the last la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ class DraftModelObjective:
         chunk: int | None = None,
     ) -> None:
         """`compute_dtype` is the type of the products of teacher and attention; layers bring their own."""
-        self._network, self._steps = network, options.steps
+        self.network, self.steps = network, options.steps
         self._product = compute_dtype if network.dtype == torch.float32 else network.dtype
         criterion = Criterion(
             losses=options.loss.named(),
@@ -49,26 +48,12 @@ class DraftModelObjective:
         )
         self.judge = Judge(criterion, verifier, None, dtype=network.dtype, compute_dtype=compute_dtype, chunk=chunk)
 
-    @property
-    def network(self) -> DraftModelNetwork:
-        """The model that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """How far chains are followed."""
-        return self._steps
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        return self._network.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; nothing is random.
 
         `measured` has `loss`, `loss_1`, each term of a mix, and `accuracy_<j>` for j from 1.
         """
-        network = self._network
+        network = self.network
         chains = find_chains(batch.loss_mask.cpu(), batch.lengths, 1)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
@@ -77,7 +62,7 @@ class DraftModelObjective:
             hidden = self._states(batch, chains)
             head = network.head_weight, network.rounded_head(self._product)
             verdict = self.judge.judge(batch, chains, counted, [hidden], head)
-        followed, best = find_chains(batch.loss_mask.cpu(), batch.lengths, self._steps), verdict.judged[0].best
+        followed, best = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps), verdict.judged[0].best
         chosen = [
             best[torch.searchsorted(chains.roots, followed.roots[alive] + step)]
             for step, alive in enumerate(followed.alive)
@@ -86,7 +71,7 @@ class DraftModelObjective:
 
     def _states(self, batch: Batch, chains: Chains) -> torch.Tensor:
         """What the head reads after each chain's newest token, [A, h]."""
-        network, texts, last = self._network, _texts(chains), self._network.config.layers - 1
+        network, texts, last = self.network, _texts(chains), self.network.config.layers - 1
         ids = batch.input_ids
         state = network.embed(ids[texts.tokens])
         tables = network.tables(texts.positions.to(ids.device), max(batch.lengths))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -49,12 +48,12 @@ class EagleObjective:
         chunk: int | None = None,
     ) -> None:
         """`network` has the verifier's head and norm (`attach`); `compute_dtype` is the type of the heads' products."""
-        self._network, self._options = network, options
+        self.network, self._options = network, options
         trained = options.trained_steps
-        self._steps = max(trained, options.judged_steps)
+        self.steps = max(trained, options.judged_steps)
         criterion = Criterion(
             losses=options.loss.named(),
-            weights=[1.0] * trained + [0.0] * (self._steps - trained),
+            weights=[1.0] * trained + [0.0] * (self.steps - trained),
             reduction="token_mean",
             is_renormalized=True,
             drops_unknown=False,
@@ -65,32 +64,18 @@ class EagleObjective:
         self._head = network.verifier_head, network.verifier_head.to(compute_dtype)
         network.embed_tokens.weight.requires_grad_(False)
 
-    @property
-    def network(self) -> EagleNetwork:
-        """The draft that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """Proposals that a chain is judged by in validation."""
-        return self._steps
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        return self._network.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; `noise` adds the recipe's feature noise.
 
         `measured` has `loss` (weighted), `loss_<j>` of the head's losses, `accuracy_<j>` and `smooth_l1_<j>` for j
         from 1, and each term of a mix.
         """
-        steps = self._steps if noise is None else self._options.trained_steps
+        steps = self.steps if noise is None else self._options.trained_steps
         chains = chains_of(batch, steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
-        with weights_rounded_once(self._network):
+        with weights_rounded_once(self.network):
             outs = self._unroll(batch, chains, noise)
             hidden = [out.index_select(0, alive.to(out.device)) for out, alive in zip(outs, chains.alive, strict=True)]
             verdict = self.judge.judge(batch, chains, counted, hidden, self._head)
@@ -103,7 +88,7 @@ class EagleObjective:
         evaluation, measured = verdict.evaluation, dict(verdict.evaluation.measured)
         loss = evaluation.loss
         for step in range(min(self._options.trained_steps, len(hidden))):
-            target = self._network.features(batch.last[chains.roots[chains.alive[step]] + 1 + step])
+            target = self.network.features(batch.last[chains.roots[chains.alive[step]] + 1 + step])
             distance = functional.smooth_l1_loss(hidden[step], target, reduction="none").mean(-1)
             loss = loss + self._options.loss.smooth_l1 * torch.dot(distance, verdict.rows[step].weights)
             measured[f"smooth_l1_{step + 1}"] = float(distance.detach().sum()), float(len(distance))
@@ -112,7 +97,7 @@ class EagleObjective:
 
     def _unroll(self, batch: Batch, chains: Chains, noise: Noise | None) -> list[torch.Tensor]:
         """The layer's output of every chain at every step, [A, h] each."""
-        network, layer, ids = self._network, self._network.layer, batch.input_ids
+        network, layer, ids = self.network, self.network.layer, batch.input_ids
         longest = max(batch.lengths) + len(chains.alive)
         features = network.features(batch.last[chains.context])
         if noise is not None and self._options.feature_noise:

@@ -7,8 +7,6 @@ stream as well). Everything else is computed for chains alone. The result equals
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
@@ -37,11 +35,11 @@ class Eagle3Objective:
         chunk: int | None = None,
     ) -> None:
         """`compute_dtype` is the type of the teacher's products; the network brings its own (`mix_precision`)."""
-        self._network, self._options = network, options
-        self._steps = options.training_time_test.steps
+        self.network, self._options = network, options
+        self.steps = options.training_time_test.steps
         criterion = Criterion(
             losses=options.loss.named(),
-            weights=[options.training_time_test.decay**step for step in range(self._steps)],
+            weights=[options.training_time_test.decay**step for step in range(self.steps)],
             reduction=options.reduction,
             is_renormalized=options.teacher == "renormalized",
             drops_unknown=options.out_of_vocabulary == "drop",
@@ -54,27 +52,13 @@ class Eagle3Objective:
         network.embed_tokens.weight.requires_grad_(options.train_embeddings)
         network.lm_head.weight.requires_grad_(options.train_head)
 
-    @property
-    def network(self) -> Eagle3Network:
-        """The draft that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """Steps of training-time test."""
-        return self._steps
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        return self._network.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; `noise` adds the recipe's feature noise.
 
         `measured` has `loss` (weighted), `loss_<j>`, `accuracy_<j>` for j from 1, and each term of a mix.
         """
-        network = self._network
-        chains = chains_of(batch, self._steps)
+        network = self.network
+        chains = chains_of(batch, self.steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
@@ -89,8 +73,8 @@ class Eagle3Objective:
 
     def _unroll(self, batch: Batch, chains: Chains, noise: Noise | None) -> list[torch.Tensor]:
         """The last layer's output of every chain at every step, [A, h] each."""
-        network, ids = self._network, batch.input_ids
-        longest = max(batch.lengths) + self._steps
+        network, ids = self.network, batch.input_ids
+        longest = max(batch.lengths) + self.steps
         features = batch.aux[chains.context].to(network.norm.weight.dtype)
         if noise is not None and self._options.feature_noise:
             features = features + uniform(features, chains, noise) * self._options.feature_noise
@@ -100,7 +84,7 @@ class Eagle3Objective:
         outs = [state]
         own: list[list[KeysValues]] = [[] for _ in prefix]
         rooted = positions[chains.in_context]
-        for step in range(1, self._steps):
+        for step in range(1, self.steps):
             # Tokens beyond a document's end belong to chains that no longer count.
             newest = (chains.roots + 1 + step).clamp_(max=len(ids) - 1)
             embeddings = network.embed(ids[newest])
@@ -122,7 +106,7 @@ class Eagle3Objective:
         self, chains: Chains, next_ids: torch.Tensor, state: torch.Tensor, longest: int
     ) -> tuple[torch.Tensor, list[KeysValues]]:
         """Step 0: the stream [A, h] of the chains after the last layer, and each layer's keys and values [C, kv, d]."""
-        network = self._network
+        network = self.network
         embeddings = network.embed(next_ids)
         tables = network.tables(chains.positions.to(state.device), longest)
         prefix: list[KeysValues] = []

@@ -31,7 +31,7 @@ class HeadsObjective:
         chunk: int | None = None,
     ) -> None:
         """`compute_dtype` is the type of the teacher's products; the network brings its own (`mix_precision`)."""
-        self._network, self._steps = network, options.heads
+        self.network, self.steps = network, options.heads
         criterion = Criterion(
             losses=options.loss.named(),
             weights=[options.decay**step for step in range(options.heads)],
@@ -51,35 +51,20 @@ class HeadsObjective:
             chunk=chunk,
         )
 
-    @property
-    def network(self) -> HeadsNetwork:
-        """The draft that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """Heads."""
-        return self._steps
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        config: dict[str, Any] = self._network.config.to_config_json()
-        return config
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; nothing here is random."""
-        chains = chains_of(batch, self._steps)
+        chains = chains_of(batch, self.steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
-        with weights_rounded_once(self._network):
+        with weights_rounded_once(self.network):
             hidden = self._hidden(batch, chains)
-            heads = [(_weight(head), rounded_weight(head)) for head in self._network.heads]
+            heads = [(_weight(head), rounded_weight(head)) for head in self.network.heads]
             return self.judge.judge(batch, chains, counted, hidden, heads).evaluation
 
     def _hidden(self, batch: Batch, chains: Chains) -> list[torch.Tensor]:
         """What each head reads of the chains that still count there, [A_j, ...]."""
-        network, place = self._network, batch.last.device
+        network, place = self.network, batch.last.device
         state = network.begin(batch.last[chains.roots])
         before = torch.arange(len(chains.roots))
         found = []

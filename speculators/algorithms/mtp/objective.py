@@ -7,8 +7,6 @@ values are computed. (FastMTP's own training lets step j see the keys of step j 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
@@ -34,7 +32,7 @@ class MtpObjective:
         chunk: int | None = None,
     ) -> None:
         """`compute_dtype` is the type of the products of teacher and head; the layer brings its own."""
-        self._network, self._steps = network, options.steps
+        self.network, self.steps = network, options.steps
         weights = [options.decay**step for step in range(options.steps)]
         criterion = Criterion(
             losses=options.loss.named(),
@@ -47,27 +45,13 @@ class MtpObjective:
         self.judge = Judge(criterion, verifier, None, dtype=network.dtype, compute_dtype=compute_dtype, chunk=chunk)
         self._head = network.head, network.head.to(compute_dtype if network.dtype == torch.float32 else network.dtype)
 
-    @property
-    def network(self) -> MtpNetwork:
-        """The head that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """Times that the head is applied."""
-        return self._steps
-
-    def draft_config(self) -> dict[str, Any]:
-        """The head's part of the checkpoint's config.json."""
-        return self._network.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it; nothing is random.
 
         `measured` has `loss` (weighted), `loss_<j>`, `accuracy_<j>` for j from 1, and each term of a mix.
         """
-        network = self._network
-        chains = chains_of(batch, self._steps)
+        network = self.network
+        chains = chains_of(batch, self.steps)
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
@@ -81,8 +65,8 @@ class MtpObjective:
 
     def _unroll(self, batch: Batch, chains: Chains) -> list[torch.Tensor]:
         """The layer's output of every chain at every step, [A, h] each."""
-        network, layer, ids = self._network, self._network.layer, batch.input_ids
-        longest, positions = max(batch.lengths) + self._steps, chains.positions.to(ids.device)
+        network, layer, ids = self.network, self.network.layer, batch.input_ids
+        longest, positions = max(batch.lengths) + self.steps, chains.positions.to(ids.device)
         tables = network.tables(positions, longest)
         embeddings = network.embed(ids[chains.context + 1], positions)
         x, residual = layer.enter(embeddings, network.state(batch.last[chains.context]))
@@ -93,7 +77,7 @@ class MtpObjective:
         rooted = positions[chains.in_context]
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
-        for step in range(1, self._steps):
+        for step in range(1, self.steps):
             # Tokens beyond a document's end belong to chains that no longer count.
             newest = (chains.roots + 1 + step).clamp_(max=len(ids) - 1)
             tables = network.tables(rooted + step, longest)

@@ -8,7 +8,6 @@ sees the document's prefix and its own chain's depths. The result equals the den
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -38,7 +37,7 @@ class PEagleObjective:
         chunk: int | None = None,
     ) -> None:
         """`compute_dtype` is the type of the teacher's products; the network brings its own (`mix_precision`)."""
-        self._network, self._options = network, options
+        self.network, self._options, self.steps = network, options, options.depths
         criterion = Criterion(
             losses=options.loss.named(),
             weights=[options.decay**depth for depth in range(options.depths)],
@@ -54,20 +53,6 @@ class PEagleObjective:
         network.embed_tokens.weight.requires_grad_(options.train_embeddings)
         network.lm_head.weight.requires_grad_(options.train_head)
 
-    @property
-    def network(self) -> PEagleNetwork:
-        """The draft that is trained."""
-        return self._network
-
-    @property
-    def steps(self) -> int:
-        """Depths."""
-        return self._options.depths
-
-    def draft_config(self) -> dict[str, Any]:
-        """The draft's part of the checkpoint's config.json."""
-        return self._network.config.to_config_json()
-
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         """Loss, measurements and acceptance of one batch, or a part of it.
 
@@ -75,7 +60,7 @@ class PEagleObjective:
         depth is judged everywhere. `measured` has `loss` (weighted), `loss_<j>` and `accuracy_<j>` for j from 1, which
         is depth j - 1, and each term of a mix.
         """
-        network = self._network
+        network = self.network
         chains = chains_of(batch, self.steps)
         if noise is not None:
             chains = sampled_depths(chains, self._options.sampling, noise)
@@ -89,7 +74,7 @@ class PEagleObjective:
 
     def _pass(self, batch: Batch, chains: Chains, noise: Noise | None) -> list[torch.Tensor]:
         """The last layer's output at every depth, [A_d, h] each: of the chains that are alive there."""
-        network, longest = self._network, max(batch.lengths) + self.steps
+        network, longest = self.network, max(batch.lengths) + self.steps
         features = batch.aux[chains.context].to(network.norm.weight.dtype)
         if noise is not None and self._options.feature_noise:
             features = features + uniform(features, chains, noise) * self._options.feature_noise

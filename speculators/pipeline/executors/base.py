@@ -20,7 +20,8 @@ class Work:
     """Everything an executor may know about a step: its command, its log, and what is added to its environment.
 
     `artifact`: the id of what it makes; None: it writes into the run's folder only. `uses_gpu`: whether a GPU is of any
-    use to it. `machine`: the kind of machine it was planned for, when that is part of its key.
+    use to it. `machine`: the kind of machine it was planned for, when that is part of its key. `nodes`: the machines
+    that do it together; each is told its number and where they meet by `--node NUMBER@HOST:PORT` behind the command.
     """
 
     step: str
@@ -30,6 +31,7 @@ class Work:
     artifact: str | None = None
     uses_gpu: bool = True
     machine: Mapping[str, Any] | None = None
+    nodes: int = 1
 
 
 def unheard(text: str) -> None:

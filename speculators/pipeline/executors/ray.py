@@ -21,6 +21,7 @@ from speculators.pipeline.executors.base import ALONE, Caller, Work, explain, mi
 from speculators.pipeline.executors.local import LocalExecutor
 from speculators.pipeline.executors.node import Shared
 from speculators.pipeline.executors.ray_node import Sight, run_on_node, sights
+from speculators.pipeline.executors.ray_together import LOST, Together
 from speculators.pipeline.executors.requests import Requests, Resources
 from speculators.pipeline.step import Step
 
@@ -87,6 +88,8 @@ class RayExecutor:
         asked = self._resources(work.step, work.uses_gpu)
         if not any(sight.offers(asked) for sight in self._nodes.values()):
             caller.tell(f"no node of the Ray cluster has {_words(asked)} just now; waiting for one")
+        if work.nodes > 1:
+            return self._run_together(work, asked, caller)
         with self._lock:
             if self._stopped.is_set():
                 return INTERRUPTED
@@ -97,6 +100,36 @@ class RayExecutor:
         finally:
             with self._lock:
                 self._tasks.discard(task)
+
+    def _run_together(self, work: Work, asked: Resources, caller: Caller) -> int:
+        """Run a step on several nodes, and again, from what they had saved, when one of them is lost."""
+        able = sum(sight.offers(asked) for sight in self._nodes.values())
+        if able < work.nodes:
+            caller.tell(f"{work.nodes} nodes with {_words(asked)} are wanted, the Ray cluster has {able}; waiting")
+        for _ in range(_LOST + 1):
+            if self._stopped.is_set():
+                return INTERRUPTED
+            tasks: set[Any] = set()
+
+            def begun(task: Any, tasks: set[Any] = tasks) -> None:
+                with self._lock:
+                    tasks.add(task)
+                    self._tasks.add(task)
+
+            together = Together(self._ray, self._shared, self._grace, begun, self._stopped.is_set)
+            try:
+                status = together.run(work, asked)
+            except self._ray.exceptions.RayError as error:
+                return self._given_up(work, error)
+            finally:
+                with self._lock:
+                    self._tasks -= tasks
+            if status != LOST:
+                return status
+            caller.tell(f"a node or process of {work.step} was lost; it starts again from what was saved")
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        explain(work.log, f"nodes or processes of {work.step} were lost {_LOST + 1} times")
+        return MachineError.exit_code
 
     def stop(self) -> None:
         """Ask all tasks to save their state and end; those that do not are ended after the grace."""
@@ -152,11 +185,14 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             if self._stopped.is_set():
                 return INTERRUPTED
-            cause = getattr(error, "cause", None)
-            said = cause if isinstance(cause, MachineError) else str(error).strip().splitlines()[0]
-            work.log.parent.mkdir(parents=True, exist_ok=True)
-            explain(work.log, f"Ray gave up on {work.step}: {said}")
-            return MachineError.exit_code
+            return self._given_up(work, error)
+
+    def _given_up(self, work: Work, error: Exception) -> int:
+        cause = getattr(error, "cause", None)
+        said = cause if isinstance(cause, MachineError) else str(error).strip().splitlines()[0]
+        work.log.parent.mkdir(parents=True, exist_ok=True)
+        explain(work.log, f"Ray gave up on {work.step}: {said}")
+        return MachineError.exit_code
 
     def _resources(self, step: str, uses_gpu: bool) -> Resources:
         return self._requests.of(step, uses_gpu=uses_gpu)

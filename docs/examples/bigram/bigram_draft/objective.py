@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from bigram_draft.config import Config
 from bigram_draft.network import Network
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
 from speculators.algorithms.chains import find_chains
@@ -25,10 +24,6 @@ class Objective:
             follows_data=False,
         )
         self.judge = Judge(criterion, verifier, None, dtype=torch.float32, compute_dtype=compute_dtype)
-
-    def draft_config(self) -> dict[str, Any]:
-        config: Config = self.network.config
-        return config.to_config_json()
 
     def evaluate(self, batch: Batch, noise: Noise | None = None, total: Total = alone) -> Evaluation:
         chains = find_chains(batch.loss_mask.cpu(), batch.lengths, self.steps)
