@@ -49,7 +49,8 @@ def folders(tmp_path: Path, **config: object) -> tuple[Path, Path]:
     for folder in (verifier, checkpoint):
         folder.mkdir()
     (verifier / "config.json").write_text(json.dumps(CONFIG | config))
-    (checkpoint / "config.json").write_text(json.dumps({"speculators_config": {"verifier": {"name_or_path": "a/b"}}}))
+    said = {"speculators_model_type": "eagle3", "speculators_config": {"verifier": {"name_or_path": "a/b"}}}
+    (checkpoint / "config.json").write_text(json.dumps(said))
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     return verifier, checkpoint
 

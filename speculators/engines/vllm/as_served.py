@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from speculators.checkpoints.exporters import write_export
-from speculators.checkpoints.load import read_checkpoint
+from speculators.checkpoints.load import read_checkpoint, read_config
 from speculators.checkpoints.rules import vllm_method
 from speculators.checkpoints.stitch import stitch
 from speculators.engines.vllm.overridden import overridden
@@ -20,13 +20,14 @@ def as_served(
     Gives the model to serve and further arguments of the command line. `speculative_tokens` are drafted a pass (None:
     as the checkpoint says). Raises UsageError for a draft that cannot be said in vLLM's form.
     """
-    draft = read_checkpoint(checkpoint)
-    method = vllm_method(draft.config)
+    config = read_config(checkpoint)
+    method = vllm_method(config)
     if method is None:
         return overridden(checkpoint, folder, verifier, speculative_tokens), ()
-    said = {"method": method, "num_speculative_tokens": speculative_tokens or draft.speculative_tokens}
+    own = config["speculators_config"]["proposal_methods"][0]["speculative_tokens"]
+    said = {"method": method, "num_speculative_tokens": speculative_tokens or own}
     if method == "mtp":
         stitch(checkpoint, verifier, folder, symbolic=True)
         return folder, ("--speculative-config", json.dumps(said))
-    write_export(draft, method, folder)
+    write_export(read_checkpoint(checkpoint), method, folder)
     return verifier, ("--speculative-config", json.dumps({**said, "model": str(folder)}))
