@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from speculators.algorithms.mtp.config import MtpConfig, told_by_shapes
-from speculators.algorithms.mtp.styles import HEAD, NativeHead, find_head
+from speculators.algorithms.mtp.native_names import NativeHead, find_head
+from speculators.algorithms.mtp.styles import HEAD
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.weights import VerifierWeights, read_tensors, tensor_files

@@ -11,7 +11,8 @@ from typing import Any
 
 from speculators.algorithms.mtp.config import MtpConfig, sizes, told_by_shapes
 from speculators.algorithms.mtp.layout import tensors
-from speculators.algorithms.mtp.styles import HEAD, find_head
+from speculators.algorithms.mtp.native_names import find_head
+from speculators.algorithms.mtp.styles import HEAD
 from speculators.checkpoints.foreign import Foreign
 from speculators.checkpoints.importers.base import Translation
 from speculators.errors import UsageError

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from speculators.algorithms.mtp.config import MtpConfig
-from speculators.algorithms.mtp.styles import find_head
+from speculators.algorithms.mtp.native_names import find_head
 from speculators.errors import UsageError
 from speculators.verifiers.facts import VerifierFacts
 
