@@ -190,7 +190,13 @@ FAMILIES: dict[str, Family] = {
     "qwen3-next": Family(
         "Qwen3NextForCausalLM",
         "Qwen3NextConfig",
-        {**MOE, **LINEAR, "shared_expert_intermediate_size": 16},
+        {
+            **MOE,
+            **LINEAR,
+            "linear_key_head_dim": 64,  # of which vLLM's CPU build wants as many
+            "linear_value_head_dim": 64,
+            "shared_expert_intermediate_size": 16,
+        },
         rereads=True,
     ),
     "qwen3.5": Family(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_families import FAMILIES, LAYERS
+from tiny_families import FAMILIES, HIDDEN, LAYERS
 
 from speculators.checkpoints.load import load_draft, proposal_of
 from speculators.checkpoints.save import VerifierName, speculators_config, write_checkpoint
@@ -57,6 +57,28 @@ def test_a_familys_states_are_ours(
         *aux, last = theirs["hidden_states"].unbind(1)
         torch.testing.assert_close(torch.cat(aux, -1).float(), own[number].aux, rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(last.float(), own[number].last, rtol=2e-3, atol=2e-3)
+        assert found["tokens"][number] == [int(own[number].argmax[-1])]
+
+
+def test_a_family_that_computes_in_bfloat16_alone_gives_our_states_as_far_as_its_experts_are_ours(
+    inside: Callable[..., Any], tmp_path: Path
+) -> None:
+    """vLLM's linear layers on a CPU are bfloat16's; there a rounded router now and then chooses another expert."""
+    verifier = tmp_path / "qwen3-next"
+    FAMILIES["qwen3-next"].write(verifier)
+    model = VerifierModel.load(verifier, "float32", aux_layers=AUX)
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, 250, (length,), generator=generator) for length in (40, 7, 90)]
+    own = {one.number: one for one in extract(model, [Reading(one, one >= 0) for one in ids], batch_tokens=256)}
+    written = replace(OPTIONS, extra=tuple(extraction_arguments((*AUX, LAYERS), tmp_path, cpu=True)))
+    arguments = serve_arguments(verifier, "bfloat16", written, trust_remote_code=False)
+    found = inside(arguments, [one.tolist() for one in ids], 1)
+    for number, file in enumerate(found["states"]):
+        streams = (*own[number].aux.split(HIDDEN, -1), own[number].last)
+        for theirs, ours in zip(load_file(file)["hidden_states"].unbind(1), streams, strict=True):
+            likeness = torch.nn.functional.cosine_similarity(theirs.float(), ours, dim=-1)
+            assert likeness.median() > 0.998
+            assert (likeness > 0.99).float().mean() > 0.8
         assert found["tokens"][number] == [int(own[number].argmax[-1])]
 
 
