@@ -24,7 +24,7 @@ def toy_cli(tmp_path, monkeypatch):
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
 
-    def planned(options: asked.Asked, machine=None, hardware=None):
+    def planned(options: asked.Asked, machine=None, hardware=None, *, meets_by_itself=False):
         data = {}
         for text in options.sets:
             path, _, value = text.partition("=")
