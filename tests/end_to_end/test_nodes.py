@@ -28,9 +28,13 @@ def on_two_nodes(start: Any, folder: Path, *more: str) -> list[Any]:
 
 
 def wait_for_a_step(run: Any) -> None:
+    """Until one is done and saved, which it is before the second is told."""
+    told = set()
     for line in run.stdout:
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("step") == "train" and event["event"] == "progress":
+            told.add(event["done"])
+        if len(told) == 2:
             return
     raise AssertionError("the training never began")
 
