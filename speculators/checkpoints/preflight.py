@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from speculators.algorithms import load, names
+from speculators.algorithms import load
 from speculators.algorithms.contracts import DraftConfig
-from speculators.checkpoints.exporters import eagle
-from speculators.checkpoints.rules import draft_problems, parallel_problems, served_types, unserved_form, vllm_method
+from speculators.checkpoints.rules import draft_problems, had_types, parallel_problems, unhad_form
+from speculators.errors import UsageError
 from speculators.recipe.finding import Finding
 from speculators.recipe.shapes.recipe import Recipe
 from speculators.recipe.shapes.verifier import VllmEngine
@@ -16,14 +16,18 @@ from speculators.verifiers.facts import VerifierFacts
 
 
 def unserved(recipe: Recipe, facts: VerifierFacts) -> Iterator[Finding]:
-    """Every rule of vLLM's loader that the draft, or the split over GPUs that the recipe asks for, would break."""
-    config = draft_config(recipe, facts)
-    form = unserved_form(config)
-    if form is not None and vllm_method(config) is None:
-        yield from _not_served(recipe, f"vLLM does not serve {form}")
+    """Every rule of vLLM's loader that the draft, or the split over GPUs that the recipe asks for, would break.
+
+    And why the verifier cannot have such a draft at all, where that is so.
+    """
+    try:
+        config = draft_config(recipe, facts)
+    except UsageError as error:
+        yield Finding(("algorithm", "type"), str(error))
         return
-    if form in eagle.KINDS and eagle.refusal(config) is not None:
-        yield from _not_served(recipe, f"vLLM does not serve {form} with `fc_bias: true`")
+    if (form := unhad_form(config)) is not None:
+        yield from _not_served(recipe, form)
+        return
     for problem in draft_problems(config):
         yield Finding(("algorithm",), f"vLLM would not serve this draft as it was trained: {problem}")
     engine = recipe.verifier.engine
@@ -45,7 +49,7 @@ def draft_config(recipe: Recipe, facts: VerifierFacts) -> dict[str, Any]:
     return shape.to_config_json()
 
 
-def _not_served(recipe: Recipe, why: str) -> Iterator[Finding]:
+def _not_served(recipe: Recipe, form: str) -> Iterator[Finding]:
     """A draft that vLLM does not know can be trained and judged here, but not be served by vLLM for a benchmark."""
     benchmark = recipe.eval.benchmark
     if not isinstance(recipe.verifier.engine, VllmEngine) or benchmark is None:
@@ -53,11 +57,5 @@ def _not_served(recipe: Recipe, why: str) -> Iterator[Finding]:
     for number, variant in enumerate(benchmark.variants):
         if variant.uses_draft:
             where = ("eval", "benchmark", "variants", number)
-            has = ", ".join(name for name in names() if _is_had(name))
-            hint = f"leave the variant out, or measure it with the embedded engine; vLLM has {has}"
-            yield Finding(where, f"{why}, which the variant `{variant.name}` asks for", hint)
-
-
-def _is_had(name: str) -> bool:
-    """Whether vLLM has an algorithm, in our format or in its own."""
-    return name in served_types() or vllm_method({"speculators_model_type": name}) is not None
+            hint = f"leave the variant out, or measure it with the embedded engine; vLLM has {', '.join(had_types())}"
+            yield Finding(where, f"vLLM does not serve {form}, which the variant `{variant.name}` asks for", hint)

@@ -51,8 +51,16 @@ def unserved_form(config: Mapping[str, Any]) -> str | None:
     layout, kind = layout_of(config), str(config["speculators_model_type"])
     if not layout.IS_SERVED:
         return kind
-    refuses: Callable[[Mapping[str, Any]], str | None] = getattr(layout, "refuses", lambda config: None)
-    form = refuses(config)
+    form = _refused_form(config)
+    return None if form is None else f"{kind} {form}"
+
+
+def unhad_form(config: Mapping[str, Any]) -> str | None:
+    """What a draft is, in words, if vLLM has it neither in our format nor in a form of its own; None where it has."""
+    layout, kind = layout_of(config), str(config["speculators_model_type"])
+    if not layout.IS_SERVED and vllm_method(config) is None:
+        return kind
+    form = _refused_form(config)
     return None if form is None else f"{kind} {form}"
 
 
@@ -65,6 +73,12 @@ def vllm_method(config: Mapping[str, Any]) -> str | None:
 def served_types() -> list[str]:
     """The algorithms whose checkpoints vLLM loads."""
     return [name for name in names() if layout_of({"speculators_model_type": name}).IS_SERVED]
+
+
+def had_types() -> list[str]:
+    """The algorithms that vLLM drafts with, in our format or in a form of its own."""
+    methods = {name: vllm_method({"speculators_model_type": name}) for name in names()}
+    return [name for name in names() if name in served_types() or methods[name] is not None]
 
 
 def parallel_problems(layer: Mapping[str, Any], tensor_parallel: int) -> list[str]:
@@ -80,6 +94,12 @@ def parallel_problems(layer: Mapping[str, Any], tensor_parallel: int) -> list[st
     if groups and groups % tensor_parallel and tensor_parallel % groups:
         problems.append(f"{groups} key and value heads can be neither shared by nor copied to {tensor_parallel} GPUs")
     return problems
+
+
+def _refused_form(config: Mapping[str, Any]) -> str | None:
+    """Of an algorithm that vLLM has: what of this draft it does not take, in words."""
+    refuses: Callable[[Mapping[str, Any]], str | None] = getattr(layout_of(config), "refuses", lambda config: None)
+    return refuses(config)
 
 
 def _speculation_problems(speculation: Mapping[str, Any], kind: object) -> list[str]:

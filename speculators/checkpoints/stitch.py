@@ -38,8 +38,8 @@ def stitch(checkpoint: Path, verifier: Path, output: Path, *, symbolic: bool = F
     """Write the head of `checkpoint` into a copy of the directory `verifier`, at `output`, which must not exist yet.
 
     Tensors are written in the types that they have in the verifier. With `symbolic`, what is linked are symbolic links,
-    for a copy that does not outlive the verifier. Raises UsageError when the checkpoint is no such
-    head, or not of this verifier; nothing is left behind then.
+    for a copy that does not outlive the verifier. Raises UsageError when the checkpoint is no such head, or not of this
+    verifier; nothing is left behind then.
     """
     if output.exists():
         raise UsageError(f"{output} exists already; stitching never writes over anything")

@@ -52,11 +52,11 @@ class Row:
 
     @property
     def rate(self) -> float | None:
-        """Units a second, lately."""
+        """Units a second, lately; None until there is a second to tell it from."""
         if len(self.progress) < 2:
             return None
         (then, before), (now, after) = self.progress[0], self.progress[-1]
-        return (after - before) / (now - then) if now > then and after > before else None
+        return (after - before) / (now - then) if now - then >= 1 and after > before else None
 
 
 class Board:

@@ -69,8 +69,8 @@ def _vllm(variant: Variant, engine: VllmEngine, folder: Path) -> Iterator[str]:
     try:
         model = variant.verifier
         if variant.checkpoint is not None:
-            model, drafting = as_served(variant.checkpoint, linked, variant.verifier, variant.speculative_tokens)
-            options = replace(options, extra=(*options.extra, *drafting))
+            model, more = as_served(variant.checkpoint, linked, variant.verifier, variant.speculative_tokens)
+            options = replace(options, extra=(*options.extra, *more))
         arguments = serve_arguments(model, _dtype(variant), options, trust_remote_code=variant.trust_remote_code)
         with vllm_servers(arguments, options, folder) as (url,):
             yield url

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from random_heads import add_head
-from tiny_families import FAMILIES
+from safetensors.torch import load_file
+from tiny_families import FAMILIES, LAYERS
 
 from speculators.algorithms import names
 from speculators.pipeline.plan import ordered
@@ -56,6 +58,11 @@ def test_it_is_trained_and_measured(file: Path, shared: Path, tmp_path: Path, mo
         output.mkdir(parents=True)
         inputs = {name: made[name] for name in step.inputs}
         step.run(Context(config=assembly.view(step.reads), inputs=inputs, output=output, report=report))
+    if file.stem == "mtp":  # in bfloat16, and the router's bias as it was
+        saved, own = (load_file(one / "model.safetensors") for one in (made["checkpoint"], tmp_path / "verifier"))
+        bias = "mlp.gate.e_score_correction_bias"
+        assert torch.equal(saved[f"mtp_layers.0.{bias}"], own[f"model.layers.{LAYERS}.{bias}"])
+        assert saved["mtp_layers.0.input_proj.weight"].dtype == torch.bfloat16
     (suite,) = json.loads((made["acceptance"] / "acceptance.json").read_text())["suites"]["holdout"].values()
     assert suite["lossless"]
     assert suite["equal_prompts"] == suite["prompts"]

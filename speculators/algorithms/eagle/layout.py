@@ -10,7 +10,7 @@ from speculators.algorithms.decoder_layout import Shapes, completed_config, laye
 ARCHITECTURE = "EagleDraftModel"
 IS_SERVED = False
 VLLM_METHOD = "eagle"
-"""vLLM has no loader for it in this format; it loads an export in the original's (`checkpoints/exporters/eagle.py`)."""
+"""vLLM has no loader for this format; it loads an export in the original's (`checkpoints/exporters/eagle.py`)."""
 
 ABSENT: Mapping[str, Any] = {"fc_bias": False, "tie_word_embeddings": False}
 
@@ -47,3 +47,8 @@ def problems(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[str]:
     if config.get("draft_vocab_size") not in (None, layer.get("vocab_size")):
         found.append("draft_vocab_size differs from the verifier's: an EAGLE-1 draft has the verifier's own head")
     return found
+
+
+def refuses(config: Mapping[str, Any]) -> str | None:
+    """vLLM's own form has no bias there."""
+    return "with `fc_bias: true`" if config.get("fc_bias") else None

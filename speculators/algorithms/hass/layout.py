@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from speculators.algorithms.eagle.layout import IS_SERVED, VLLM_METHOD, completed, problems, tensors, written
+from speculators.algorithms.eagle.layout import IS_SERVED, VLLM_METHOD, completed, problems, refuses, tensors, written
 
-__all__ = ["ARCHITECTURE", "IS_SERVED", "VLLM_METHOD", "completed", "problems", "tensors", "written"]
+__all__ = ["ARCHITECTURE", "IS_SERVED", "VLLM_METHOD", "completed", "problems", "refuses", "tensors", "written"]
 
 ARCHITECTURE = "HassDraftModel"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from speculators.algorithms.mtp.config import MtpConfig, told_by_shapes
+from speculators.algorithms.mtp.layout import tensors as tensors_of
 from speculators.algorithms.mtp.native_names import NativeHead, find_head
 from speculators.algorithms.mtp.styles import HEAD
 from speculators.errors import UsageError
@@ -43,5 +45,19 @@ def read_head(config: MtpConfig, weights: VerifierWeights) -> tuple[MtpConfig, d
         if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UsageError(f"{directory}: {native.names[name]} is {kind}; a quantized head cannot be trained")
-    told = told_by_shapes(config, native.style, {name: tensor.shape for name, tensor in own.items()}, str(directory))
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    told = told_by_shapes(config, native.style, shapes, str(directory))
+    _check_shapes(shapes, told, native, str(directory))
     return told, {HEAD + name: tensor for name, tensor in own.items()}
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], told: MtpConfig, native: NativeHead, where: str) -> None:
+    """Raise UsageError for a tensor that a head of this shape does not have, lacks, or has in another shape."""
+    expected = {name.removeprefix(HEAD): shape for name, shape in tensors_of(told.to_config_json()).items()}
+    for name in sorted(shapes.keys() | expected.keys()):
+        found, wanted = (list(one[name]) if name in one else "none" for one in (shapes, expected))
+        if found != wanted:
+            raise UsageError(
+                f"{where}: of the multi-token-prediction head's {native.names.get(name, name)} there is {found}; "
+                f"config.json and its other tensors make it {wanted}"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from speculators.algorithms.eagle.layout import refuses
 from speculators.checkpoints.exporters.base import Export
 from speculators.errors import UsageError
 
@@ -16,7 +17,7 @@ KINDS = ("eagle", "hass")
 
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why vLLM would not load a draft with this config.json, None where it would."""
-    if config.get("fc_bias"):
+    if refuses(config) is not None:
         return "the draft's `fc` has a bias, which vLLM does not load; train it with `fc_bias: false`"
     return None
 

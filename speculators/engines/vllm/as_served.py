@@ -25,9 +25,14 @@ def as_served(
     if method is None:
         return overridden(checkpoint, folder, verifier, speculative_tokens), ()
     own = config["speculators_config"]["proposal_methods"][0]["speculative_tokens"]
-    said = {"method": method, "num_speculative_tokens": speculative_tokens or own}
+    tokens = speculative_tokens or own
     if method == "mtp":
         stitch(checkpoint, verifier, folder, symbolic=True)
-        return folder, ("--speculative-config", json.dumps(said))
+        return folder, drafting(method, tokens)
     write_export(read_checkpoint(checkpoint), method, folder)
-    return verifier, ("--speculative-config", json.dumps({**said, "model": str(folder)}))
+    return verifier, drafting(method, tokens, model=str(folder))
+
+
+def drafting(method: str, tokens: int, **said: str) -> tuple[str, ...]:
+    """The arguments with which vLLM drafts so many tokens a pass by one of its methods."""
+    return "--speculative-config", json.dumps({"method": method, "num_speculative_tokens": tokens, **said})

@@ -14,7 +14,7 @@ from speculators.decoding.request import Request
 from speculators.engines.process import read
 from speculators.engines.prometheus import parse
 from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.as_served import as_served
+from speculators.engines.vllm.as_served import as_served, drafting
 from speculators.engines.vllm.server import MODEL, ServerOptions, serve_arguments, vllm_servers
 from speculators.errors import StepError
 from speculators.recipe.shapes.recipe import Recipe
@@ -27,15 +27,19 @@ TOKENS = 8
 def serve_untrained(recipe: Recipe, verifier: Path, options: ServerOptions, folder: Path) -> None:
     """Write such a checkpoint into `folder`, start vLLM on it with the verifier's directory, and let it answer once.
 
-    Raises StepError with what vLLM said when it does not start, and when it answers without drafting.
+    A verifier's own head is there already, and is taken as it is. Raises StepError with what vLLM said when it does not
+    start, and when it answers without drafting.
     """
-    facts = VerifierFacts.from_directory(verifier)
-    checkpoint = folder / "checkpoint"
-    write_untrained(recipe, facts, VerifierName(str(verifier.resolve()), facts.architectures), checkpoint)
-    model, drafting = as_served(checkpoint, folder / "served", verifier.resolve())
-    options = replace(options, extra=(*options.extra, *drafting))
-    arguments = serve_arguments(model, recipe.verifier.dtype, options, trust_remote_code=False)
-    with vllm_servers(arguments, options, folder) as (url,):
+    if recipe.algorithm.name == "mtp":
+        model, arguments = verifier, drafting("mtp", PROPOSED)
+    else:
+        facts = VerifierFacts.from_directory(verifier)
+        checkpoint = folder / "checkpoint"
+        write_untrained(recipe, facts, VerifierName(str(verifier.resolve()), facts.architectures), checkpoint)
+        model, arguments = as_served(checkpoint, folder / "served", verifier.resolve())
+    options = replace(options, extra=(*options.extra, *arguments))
+    command = serve_arguments(model, recipe.verifier.dtype, options, trust_remote_code=False)
+    with vllm_servers(command, options, folder) as (url,):
         list(answers([url], MODEL, [Request([1, 2, 3], TOKENS)], at_once=1))
         if not sum(parse(read(f"{url}/metrics")).get("spec_decode_num_drafts_total", [])):
             raise StepError("vLLM served the verifier, but drafted nothing")

@@ -96,7 +96,7 @@ class Together:
                     deadline = time.monotonic() + _END_SECONDS
         for task in running:  # they did not notice
             self.ray.cancel(task, force=True)
-        found = [status for task in tasks if (status := statuses.get(task, LOST)) != 0]
+        found = [statuses[task] for task in tasks if statuses.get(task, 0) != 0]
         if self.is_over() or INTERRUPTED in found:
             return INTERRUPTED
         return LOST if LOST in found else next(iter(found), 0)

@@ -69,9 +69,7 @@ def family(request: pytest.FixtureRequest) -> SimpleNamespace:
             level = 1.0 if name.endswith("norm.weight") and not room.startswith("qwen") else 0.0
             tensor.copy_(level + 0.2 * torch.randn(tensor.shape, generator=generator))
     rotary = getattr(module, f"{prefix}{text}RotaryEmbedding")(config)
-    return SimpleNamespace(
-        theirs=theirs.double().eval(), rotary=rotary, config=config.to_dict(), text=config, generator=generator
-    )
+    return SimpleNamespace(theirs=theirs.double().eval(), rotary=rotary, config=config.to_dict(), generator=generator)
 
 
 def renamed(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

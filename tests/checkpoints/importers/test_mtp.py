@@ -27,6 +27,7 @@ from speculators.errors import UsageError
 from speculators.verifiers.lender import Lender
 from speculators.verifiers.weights import VerifierWeights
 
+LAST = f"model.layers.{LAYERS}"
 HEAD_FILE, BODY_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
@@ -43,8 +44,8 @@ def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
     }
     head = native_heads.tensors(request.param)
     if native_heads.has_copies(request.param):
-        head[f"model.layers.{LAYERS}.embed_tokens.weight"] = body["model.embed_tokens.weight"].clone()
-        head[f"model.layers.{LAYERS}.shared_head.head.weight"] = body["lm_head.weight"].clone()
+        head[f"{LAST}.embed_tokens.weight"] = body["model.embed_tokens.weight"].clone()
+        head[f"{LAST}.shared_head.head.weight"] = body["lm_head.weight"].clone()
     save_file(head, directory / HEAD_FILE, metadata={"format": "pt"})
     save_file(body, directory / BODY_FILE, metadata={"format": "pt"})
     index = dict.fromkeys(head, HEAD_FILE) | dict.fromkeys(body, BODY_FILE)
@@ -100,7 +101,7 @@ def test_another_verifier_s_head_is_refused(verifier, tmp_path):
 @pytest.mark.parametrize("verifier", ["glm"], indirect=True)
 def test_a_head_with_an_embedding_of_its_own_is_refused(verifier):
     tensors = load_file(verifier.directory / HEAD_FILE)
-    tensors[f"model.layers.{LAYERS}.embed_tokens.weight"] += 1
+    tensors[f"{LAST}.embed_tokens.weight"] += 1
     save_file(tensors, verifier.directory / HEAD_FILE)
     with pytest.raises(UsageError, match=r"embed_tokens\.weight is not the embedding of"):
         convert(*opened(verifier))
@@ -124,6 +125,35 @@ def test_experts_without_a_word_on_how_many_are_met_are_refused(verifier):
     (verifier.directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"its config\.json does not say how many of them a token meets"):
         convert(*opened(verifier))
+
+
+@pytest.mark.parametrize(
+    ("verifier", "change", "said"),
+    [
+        (
+            "glm",
+            {f"{LAST}.self_attn.o_proj.bias": torch.zeros(H)},
+            r"o_proj.bias there is \[16\]; .* none",
+        ),
+        (
+            "glm with experts",
+            {f"{LAST}.mlp.gate.weight": torch.zeros(4, H)},
+            r"\.3\.down_proj.*is none;",
+        ),
+        (
+            "deepseek",
+            {f"{LAST}.self_attn.kv_b_proj.weight": torch.zeros(10, 6)},
+            r"kv_b_proj.weight there is \[10, 6\]; .* make it \[48, 6\]",
+        ),
+    ],
+    indirect=["verifier"],
+)
+def test_a_head_that_is_not_what_its_config_makes_it_is_told_before_anything_is_trained(verifier, change, said):
+    save_file({**load_file(verifier.directory / HEAD_FILE), **change}, verifier.directory / HEAD_FILE)
+    facts = opened(verifier)[1].facts
+    promised = MtpConfig.for_verifier(facts, None, draft_vocab_size=V, aux_layers=())
+    with pytest.raises(UsageError, match=said):
+        read_head(promised, VerifierWeights.read(verifier.directory))
 
 
 def test_of_a_verifier_on_the_hub_only_the_files_with_the_head_are_fetched(verifier, monkeypatch, tmp_path):
