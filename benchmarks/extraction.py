@@ -33,7 +33,7 @@ from speculators.engines.opened import Extract, Opening, extracting
 from speculators.engines.stored_states import write_shards
 from speculators.engines.transformers import VerifierModel
 from speculators.engines.vllm.answers import answers
-from speculators.engines.vllm.client import complete
+from speculators.engines.vllm.client import Call, complete
 from speculators.engines.vllm.environment import find_vllm
 from speculators.engines.vllm.server import MODEL, serve_arguments, server_options, vllm_servers
 from speculators.errors import MachineError
@@ -124,16 +124,16 @@ def vllm_states(directory: Path, documents: Sequence[Reading], dtype: str, engin
     facts = VerifierFacts.from_directory(directory)
     layers = resolve_layers("auto", facts.layers)
     options = server_options(engine, ("--no-enable-prefix-caching",))
-    bodies = [{"prompt": one.input_ids.tolist(), "max_tokens": 1, "temperature": 0.0} for one in documents]
+    calls = [Call({"prompt": one.input_ids.tolist(), "max_tokens": 1, "temperature": 0.0}) for one in documents]
     with tempfile.TemporaryDirectory() as folder:
         arguments = serve_arguments(directory, dtype, options, trust_remote_code=False)
         with vllm_servers(arguments, options, Path(folder)) as urls:
 
-            def read(some: Sequence[dict[str, Any]]) -> Iterator[Any]:
+            def read(some: Sequence[Call]) -> Iterator[Any]:
                 return complete(urls, MODEL, some, lambda answer: None, at_once=engine.concurrency)
 
-            list(read(bodies[:8]))
-            prefill = seconds(lambda: list(read(bodies)))
+            list(read(calls[:8]))
+            prefill = seconds(lambda: list(read(calls)))
         opening = Opening(engine, directory, dtype, None, Path(folder) / "engine")
         with extracting(opening, layers) as extract:
             list(extract(documents[:8]))

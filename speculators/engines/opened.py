@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.base import Answer, DocumentStates
-from speculators.errors import UsageError
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 
 if TYPE_CHECKING:
     from speculators.engines.transformers import VerifierModel
+    from speculators.engines.vllm.images import Shown
+    from speculators.engines.vllm.server import ServerOptions
 
 Generate = Callable[[Sequence[Request]], Iterator[Answer]]
 Extract = Callable[[Sequence[Reading]], Generator[DocumentStates, None, None]]
@@ -41,14 +42,12 @@ class Opening:
     arguments: tuple[str, ...] = ()
     """Further ones for vLLM's command line."""
     reads_images: bool = False
-    """Whether prompts or documents have images; only the embedded engine reads them."""
+    """Whether prompts or documents have images."""
 
 
 @contextmanager
 def generating(opening: Opening) -> Iterator[Generate]:
     """A function that answers requests, as they finish (`engines/base.py`)."""
-    if opening.reads_images:
-        check_reads_images(opening.engine)
     if isinstance(opening.engine, TransformersEngine):
         from speculators.engines.generation import generate
 
@@ -56,46 +55,38 @@ def generating(opening: Opening) -> Iterator[Generate]:
         return
     from speculators.engines.vllm.answers import answers
     from speculators.engines.vllm.client import served_model
-    from speculators.engines.vllm.server import MODEL, serve_arguments, server_options, vllm_servers
+    from speculators.engines.vllm.server import MODEL, serve_arguments, vllm_servers
 
-    engine = opening.engine
+    engine, shown = opening.engine, _shown(opening)
     if engine.endpoint is not None:
         url = engine.endpoint.rstrip("/").removesuffix("/v1")
-        yield partial(answers, [url], served_model(url), at_once=engine.concurrency)
+        yield partial(answers, [url], served_model(url), at_once=engine.concurrency, shown=shown)
         return
-    options = server_options(engine, opening.arguments)
+    options = _served_options(opening, engine)
     arguments = serve_arguments(
         opening.directory, _served_dtype(opening), options, trust_remote_code=opening.trust_remote_code
     )
     with _scratch(opening.scratch) as folder, vllm_servers(arguments, options, folder) as urls:
-        yield partial(answers, urls, MODEL, at_once=engine.concurrency)
+        yield partial(answers, urls, MODEL, at_once=engine.concurrency, shown=shown)
 
 
 @contextmanager
 def extracting(opening: Opening, layers: Sequence[int]) -> Iterator[Extract]:
     """A function that reads documents and gives the streams entering `layers` (`engines/base.py`)."""
-    if opening.reads_images:
-        check_reads_images(opening.engine)
     if isinstance(opening.engine, TransformersEngine):
         from speculators.engines.extraction import extract
 
         yield partial(extract, _embedded(opening, layers, split_head=True), batch_tokens=opening.engine.batch_tokens)
         return
     from speculators.engines.vllm.environment import find_vllm
-    from speculators.engines.vllm.server import (
-        MODEL,
-        extraction_arguments,
-        serve_arguments,
-        server_options,
-        vllm_servers,
-    )
+    from speculators.engines.vllm.server import MODEL, extraction_arguments, serve_arguments, vllm_servers
     from speculators.engines.vllm.states import Reader
     from speculators.verifiers.facts import VerifierFacts
 
-    options = server_options(opening.engine, opening.arguments)
+    options = _served_options(opening, opening.engine)
     with _scratch(opening.scratch) as folder:
         depth = VerifierFacts.from_directory(opening.directory).layers
-        reader = Reader.open(opening.directory, folder, layers, depth)
+        reader = Reader.open(opening.directory, folder, layers, depth, _shown(opening))
         arguments = [
             *serve_arguments(
                 opening.directory, _served_dtype(opening), options, trust_remote_code=opening.trust_remote_code
@@ -123,13 +114,20 @@ def _embedded(opening: Opening, layers: Sequence[int] = (), *, split_head: bool 
     )
 
 
-def check_reads_images(engine: TransformersEngine | VllmEngine) -> None:
-    """Raise UsageError for an engine that does not read images."""
-    if not isinstance(engine, TransformersEngine):
-        raise UsageError(
-            "the data has images, and vLLM gives no hidden states that are known to be right for them; write "
-            "`verifier.engine: {type: transformers}`"
-        )
+def _served_options(opening: Opening, engine: VllmEngine) -> ServerOptions:
+    from speculators.engines.vllm.server import server_options
+
+    return replace(server_options(engine, opening.arguments), reads_images=opening.reads_images)
+
+
+def _shown(opening: Opening) -> Shown | None:
+    """How images are shown to vLLM; None where there are none."""
+    if not opening.reads_images:
+        return None
+    from speculators.engines.vllm.images import Shown
+    from speculators.verifiers.images import ImageReader
+
+    return Shown(ImageReader(opening.directory, trust_remote_code=opening.trust_remote_code))
 
 
 def _served_dtype(opening: Opening) -> str:

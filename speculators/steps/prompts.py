@@ -90,12 +90,14 @@ STEP = Step(
 
 
 def _check_images(context: Context, directory: Path) -> None:
-    """Raise UsageError where the verifier, or the engine that the recipe gives it, reads no images."""
-    from speculators.engines.opened import check_reads_images
+    """Raise UsageError where the verifier reads no images, MachineError where the recipe's engine cannot."""
+    from speculators.engines.vllm.environment import check_takes_images
+    from speculators.recipe.shapes.verifier import VllmEngine
     from speculators.verifiers.images import ImageReader
 
     ImageReader(directory, trust_remote_code=context.trust_remote_code)
-    check_reads_images(context.config.verifier.engine)
+    if isinstance(context.config.verifier.engine, VllmEngine):
+        check_takes_images()
 
 
 def _drop_images(output: Path, kept: set[str]) -> None:

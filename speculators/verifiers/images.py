@@ -96,6 +96,16 @@ class ImageReader:
             start = place + 1
         return [*expanded, *ids[start:]], [*masked, *mask[start:]]
 
+    def collapse(self, ids: Sequence[int], images: Sequence[Path]) -> list[int]:
+        """What `expand` was given: expanded token ids with one token in the place of each image."""
+        collapsed: list[int] = []
+        start = 0
+        for image in images:
+            place = ids.index(self.image_id, start)
+            collapsed += [*ids[start:place], self.image_id]
+            start = place + self._tokens(image)
+        return [*collapsed, *ids[start:]]
+
     def cut(self, ids: Sequence[int], images: Sequence[Path], limit: int) -> tuple[int, int]:
         """Where expanded `ids` must end so that they are at most `limit` long and have only whole images.
 

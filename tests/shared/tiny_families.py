@@ -100,6 +100,8 @@ LINEAR = {
     "linear_conv_kernel_dim": 3,
     "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
 }
+INTERLEAVED = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
+"""As the published configs of Qwen3-VL have it; transformers interleaves whatever is said, vLLM asks."""
 SMALL_VIT = {"depth": 1, "hidden_size": 64, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": HIDDEN}
 IMAGE_IDS = {"image_token_id": 290, "video_token_id": 291, "vision_start_token_id": 292, "vision_end_token_id": 293}
 
@@ -178,13 +180,13 @@ FAMILIES: dict[str, Family] = {
     "qwen3-vl": Family(
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLConfig",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [8, 4, 4]}},
+        {"rope_parameters": INTERLEAVED},
         images={"vision_config": {**SMALL_VIT, "deepstack_visual_indexes": [0]}, **IMAGE_IDS},
     ),
     "qwen3-vl-moe": Family(
         "Qwen3VLMoeForConditionalGeneration",
         "Qwen3VLMoeConfig",
-        {**MOE, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [8, 4, 4]}},
+        {**MOE, "norm_topk_prob": True, "rope_parameters": INTERLEAVED},
         images={"vision_config": {**SMALL_VIT, "deepstack_visual_indexes": [0]}, **IMAGE_IDS},
     ),
     "qwen3-next": Family(

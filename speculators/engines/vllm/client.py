@@ -7,9 +7,11 @@ that break and servers that are busy are tried again with growing pauses by the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import httpx
 from anyio.from_thread import start_blocking_portal
 from anyio.streams.memory import MemoryObjectSendStream
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -21,20 +23,30 @@ TIMEOUT_SECONDS = 3600.0
 """For one answer: a busy server may take long, and a dead one is noticed by its process."""
 
 Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of a server: a body without the model's name, for a path below its address."""
+
+    body: Body
+    path: str = "/v1/completions"
+
+
 Received = Callable[[Body], Any]
 """Makes of an answer, as JSON, what is handed on; called in a thread, so it may wait for a file."""
 
 
 def complete(
-    urls: Sequence[str], model: str, bodies: Sequence[Body], received: Received, *, at_once: int
+    urls: Sequence[str], model: str, calls: Sequence[Call], received: Received, *, at_once: int
 ) -> Iterator[tuple[int, Any]]:
-    """Send every body to `/v1/completions`, and give its number and what `received` made of the answer.
+    """Make every call, and give its number and what `received` made of the answer.
 
     Raises StepError when a server refuses a request, and when it cannot be reached.
     """
     with start_blocking_portal() as portal:
         sending, receiving = anyio.create_memory_object_stream[tuple[int, Any]](at_once)
-        work = portal.start_task_soon(_send_all, urls, model, bodies, received, at_once, sending)
+        work = portal.start_task_soon(_send_all, urls, model, calls, received, at_once, sending)
         try:
             while True:
                 try:
@@ -63,22 +75,20 @@ def served_model(url: str) -> str:
 async def _send_all(
     urls: Sequence[str],
     model: str,
-    bodies: Sequence[Body],
+    calls: Sequence[Call],
     received: Received,
     at_once: int,
     sending: MemoryObjectSendStream[tuple[int, Any]],
 ) -> None:
-    waiting = iter(enumerate(bodies))
+    waiting = iter(enumerate(calls))
     failed: list[Exception] = []
-    clients = [
-        AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=TRIES, timeout=TIMEOUT_SECONDS) for url in urls
-    ]
+    clients = [AsyncOpenAI(base_url=url, api_key="none", max_retries=TRIES, timeout=TIMEOUT_SECONDS) for url in urls]
 
     async def send_one_after_another(client: AsyncOpenAI, scope: anyio.CancelScope) -> None:
         try:
-            for number, body in waiting:
-                answer = await client.completions.create(model=model, **body)
-                made = await anyio.to_thread.run_sync(received, answer.model_dump())
+            for number, call in waiting:
+                answer = await client.post(call.path, body={"model": model, **call.body}, cast_to=httpx.Response)
+                made = await anyio.to_thread.run_sync(received, answer.json())
                 await sending.send((number, made))
         except Exception as error:  # noqa: BLE001  told to the reader below, once all others are stopped
             failed.append(error)

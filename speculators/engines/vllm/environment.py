@@ -19,8 +19,13 @@ VARIABLE = "SPECULATORS_VLLM_PYTHON"
 RECORD = "speculators-engine.json"
 """Written last into an environment that we made: without it, the installation did not finish."""
 
+INSIDE = Path(__file__).parent / "inside"
+"""Modules of ours that run inside vLLM's environment; only this folder is shown to it, never this package."""
+
 OLDEST, NEWEST = (0, 30), (0, 33)
 """vLLM versions that this version was written for: from the first up to, and without, the second."""
+TAKES_IMAGES = (0, 32)
+"""The first that takes images beside token ids."""
 
 _LOOK = """
 import importlib.metadata as m, json
@@ -71,6 +76,16 @@ def find_vllm() -> VllmEnvironment:
         if os.environ.get(VARIABLE):
             raise MachineError(f"there is no vLLM in {candidate}, which {VARIABLE} names")
     raise MachineError("vLLM is not installed here; `speculators engine install vllm` makes an environment for it")
+
+
+def check_takes_images() -> None:
+    """Raise MachineError where the vLLM that would be used takes no images beside token ids."""
+    found = find_vllm()
+    if _numbers(found.vllm) < TAKES_IMAGES:
+        raise MachineError(
+            f"the data has images, and vLLM {found.vllm} in {found.python} takes none beside token ids; "
+            f"{'.'.join(map(str, TAKES_IMAGES))} does: `speculators engine install vllm`"
+        )
 
 
 def look_into(python: Path) -> VllmEnvironment | None:

