@@ -119,7 +119,8 @@ def recipe_options(command: _Command) -> _Command:
                 type=click.IntRange(min=1),
                 default=1,
                 show_default=True,
-                help="Machines that train together, on one store: this command on each, or once with --executor ray.",
+                help="Machines that divide answers and hidden states and train together, on one store: this command on "
+                "each, or once with --executor ray.",
             ),
             click.option(
                 "--node-rank",
@@ -188,7 +189,7 @@ def planned(
             "--engine-arg is for a recipe with `verifier.engine.type: vllm`; this one's engine is embedded"
         )
     _check_processes(asked, loaded.recipe, meets_by_itself=meets_by_itself)
-    # Other nodes are there to train; the first one goes on alone.
+    # Other nodes are there for the steps up to training; the first one goes on alone.
     until = asked.until or (("train",) if asked.node_rank else ())
     selection = Selection(asked.only, asked.start, until, asked.force)
     store = Store.open(asked.store or default_store())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from speculators.data.tokens import Reading
 from speculators.decoding.request import Request
 from speculators.engines.base import Answer, DocumentStates
+from speculators.pipeline.step import Context
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class Opening:
     """Further ones for vLLM's command line."""
     reads_images: bool = False
     """Whether prompts or documents have images."""
+
+
+def scratch_folder(context: Context) -> Path:
+    """For an engine's files while a step uses it, each machine's own; hidden, so that nothing of it is published."""
+    return context.output / f".engine-{context.nodes.number}"
 
 
 @contextmanager

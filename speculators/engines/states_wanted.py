@@ -9,7 +9,7 @@ import torch
 
 from speculators.algorithms import load
 from speculators.data.tokens import TokenDataset
-from speculators.engines.opened import Opening
+from speculators.engines.opened import Opening, scratch_folder
 from speculators.engines.transformers import as_dtype
 from speculators.errors import ArtifactMismatch, UsageError
 from speculators.pipeline.step import Context
@@ -80,7 +80,7 @@ def states_wanted(context: Context, tokens: TokenDataset, algorithm: str) -> Sta
         directory=source.directory,
         dtype=config.verifier.dtype,
         compute_dtype=None if options.compute_dtype == "verifier" else options.compute_dtype,
-        scratch=context.output / "engine",
+        scratch=scratch_folder(context),
         trust_remote_code=context.trust_remote_code,
         arguments=context.engine_arguments,
         reads_images=bool(tokens.images),

@@ -67,6 +67,16 @@ class StepReporter:
         self._log.write("message", step=self._step, text=str(text))
 
 
+class Aside(StepReporter):
+    """The voice of a machine that does a part of a step which another one tells of: it says no more than messages."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Nothing: the parts of two machines would be taken for one thing that goes back and forth."""
+
+    def metric(self, at: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
 class EventTail:
     """Reads what was appended since the last look; a line still being written is left for the next look."""
 

@@ -33,7 +33,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Nodes:
-    """The machines whose processes train together, this one's number among them, and where they meet."""
+    """The machines that work on a step together, this one's number among them, and where those that train meet."""
 
     count: int = 1
     number: int = 0
@@ -65,6 +65,8 @@ class Context:
     sharding: str = "none"
     """`full`: the draft, its gradients and moments are divided among them."""
     nodes: Nodes = ONE_NODE
+    lock: Path = Path()
+    """The artifact's lock; locks of parts of the work on it have names that begin with its name."""
     recipe_name: str = ""
     run_folder: Path = Path()
     """The recipe's name and the run's folder are there to tell how the step gets on; no artifact depends on them."""
@@ -128,7 +130,7 @@ class Step:
     light: bool = False
     """True: takes little of the machine, so it may run beside another step; all others run one at a time."""
     spans_nodes: bool = False
-    """True: machines other than the first take part in it, and leave writing and publishing to that one."""
+    """True: machines other than the first take part in it, and leave publishing to that one."""
     uses_gpu: bool = True
     """False: a GPU is of no use to it, so on a cluster none is asked for."""
     releases: tuple[str, ...] = ()

@@ -165,12 +165,11 @@ class Store:
 
         Work begun with other instances of the inputs is thrown away: a step would mix old and new shards.
         """
-        folder, origin = self.partials / artifact, self._origin(artifact)
-        wanted = json.dumps(dict(instances), sort_keys=True)
-        if folder.exists() and (not origin.is_file() or origin.read_text(encoding="utf-8") != wanted):
+        folder = self.partials / artifact
+        if folder.exists() and not self.is_begun(artifact, instances):
             self._remove(folder)
         if not folder.exists():
-            origin.write_text(wanted, encoding="utf-8")
+            self._origin(artifact).write_text(json.dumps(dict(instances), sort_keys=True), encoding="utf-8")
             folder.mkdir()
         for _, path in payload(folder):
             path.chmod(0o644)  # an attempt that died while publishing had made them read-only
@@ -179,6 +178,12 @@ class Store:
     def partial_path(self, artifact: str) -> Path:
         """Where the work on an artifact goes on, for who only reads there."""
         return self.partials / artifact
+
+    def is_begun(self, artifact: str, instances: Mapping[str, str]) -> bool:
+        """Whether there is work on an artifact with these instances of the inputs."""
+        origin = self._origin(artifact)
+        wanted = json.dumps(dict(instances), sort_keys=True)
+        return (self.partials / artifact).is_dir() and origin.is_file() and origin.read_text(encoding="utf-8") == wanted
 
     def publish(self, partial: Path, describe: Callable[[str, dict[str, FileEntry]], Manifest]) -> Artifact:
         """Make the work in `partial` the artifact; call it holding the lock.

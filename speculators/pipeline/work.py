@@ -24,7 +24,7 @@ from speculators.errors import INTERRUPTED, SpeculatorsError, StepError, UsageEr
 from speculators.pipeline.assembly import Assembly, resolve
 from speculators.pipeline.carry import note_written
 from speculators.pipeline.digests import remembering
-from speculators.pipeline.events import EventLog, StepReporter
+from speculators.pipeline.events import Aside, EventLog, StepReporter
 from speculators.pipeline.folder import read_plan
 from speculators.pipeline.machine import machine_class, machine_key, peak_memory, versions
 from speculators.pipeline.manifest import FileEntry, Manifest, now
@@ -32,6 +32,7 @@ from speculators.pipeline.step import Context, Nodes, Step
 from speculators.pipeline.store import Artifact, Store, instances
 
 _GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Job:
     assembly: Assembly
     step: Step
     store: Store
+    is_aside: bool = False
+    """Whether another machine does the same step of the same run and tells how far it is."""
 
     @classmethod
     def open(cls, folder: Path, name: str, node: str = "") -> Job:
@@ -55,7 +58,8 @@ class Job:
         step = next((step for step in assembly.steps if step.name == name), None)
         if step is None:
             raise UsageError(f"the run has no step {name}")
-        return cls(folder, plan, assembly, step, Store.open(Path(plan["store"])))
+        is_aside = bool(node) and plan["nodes"]["number"] > 0
+        return cls(folder, plan, assembly, step, Store.open(Path(plan["store"])), is_aside)
 
     @property
     def planned(self) -> Mapping[str, Any]:
@@ -65,7 +69,7 @@ class Job:
     @property
     def reporter(self) -> StepReporter:
         """The step's voice."""
-        return StepReporter(self.events, self.step.name)
+        return (Aside if self.is_aside else StepReporter)(self.events, self.step.name)
 
     @property
     def events(self) -> EventLog:
@@ -106,7 +110,7 @@ def make(job: Job) -> Artifact:
     inputs = _inputs(job)
     made = instances(inputs)
     joins = job.step.spans_nodes and job.plan["nodes"]["number"] > 0
-    if joins and not isinstance(job.store.find(job.step.name, planned["key"]), Artifact):
+    if joins:
         _join(job, inputs)
     what = f"waiting for {{}}; both need {planned['artifact']}"
     with job.store.hold(
@@ -165,8 +169,13 @@ def make(job: Job) -> Artifact:
 
 
 def _join(job: Job, inputs: Mapping[str, Artifact]) -> None:
-    """Take part in a step that the first node does and publishes."""
-    clock, artifact = time.monotonic(), job.planned["artifact"]
+    """Take part in a step that the first node does and publishes, once it has begun with it."""
+    artifact, made = job.planned["artifact"], instances(inputs)
+    while not job.store.is_begun(artifact, made):
+        if isinstance(job.store.find(job.step.name, job.planned["key"]), Artifact):
+            return
+        time.sleep(_LOOK_SECONDS)
+    clock = time.monotonic()
     job.events.write("step_started", step=job.step.name, resumed=False, pid=os.getpid())
     paths = {name: one.path for name, one in inputs.items()}
     job.step.run(_context(job, paths, job.store.partial_path(artifact)))
@@ -207,6 +216,7 @@ def _context(job: Job, inputs: Mapping[str, Path], output: Path) -> Context:
         processes=job.plan["processes"],
         sharding=job.plan["sharding"],
         nodes=Nodes(**job.plan["nodes"]),
+        lock=job.store.locks / job.planned["artifact"] if job.step.cached else Path(),
         recipe_name=job.plan["name"],
         run_folder=job.folder,
     )

@@ -1,7 +1,8 @@
 """The verifier's own answers to the prompts: what the draft learns to foresee is what this very model would say.
 
-All requests go through one continuously filled batch, longest prompts first. Every answer is noted as it is finished,
-and every shard is published by a rename when its last answer is there: a killed step loses only what was being written.
+All requests go through one continuously filled batch, longest prompts first, of each machine its share. Every answer is
+noted as it is finished, and every shard is published by a rename when its last answer is there: a killed step loses
+only what was being written.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from speculators.verifiers.tokenizer import ChatTokenizer
 
 SHARD_ANSWERS = 256
-JOURNAL = "answered.journal"
+JOURNALS = "answered*.journal"
 _BYTES_PER_TOKEN = 12  # ids as JSON text, and the text itself
 _REPORT_SECONDS = 0.5
 
@@ -36,6 +37,7 @@ Question = dict[str, Any]
 def run(context: Context) -> None:
     """Write `answers-NNNNN.jsonl`; shards that an earlier attempt finished are kept."""
     from speculators.data.conversations import read_conversations
+    from speculators.pipeline.shares import shares
     from speculators.verifiers.facts import VerifierFacts
     from speculators.verifiers.source import verifier_directory
     from speculators.verifiers.tokenizer import ChatTokenizer
@@ -45,28 +47,34 @@ def run(context: Context) -> None:
     longest = VerifierFacts.from_directory(directory).max_position_embeddings
     conversations = read_conversations(context.inputs["prompts"] / "prompts.jsonl")
     reader = _image_reader(context, directory, conversations)
-    asked = list(_questions(conversations, tokenizer, context.config.data.regenerate, reader, context.output))
+    asked = list(
+        _questions(conversations, tokenizer, context.config.data.regenerate, reader, context.inputs["prompts"])
+    )
     questions = [question for question in asked if len(question["prompt_token_ids"]) < longest]
     if len(questions) < len(asked):
         context.report.message(f"left out {len(asked) - len(questions)} prompts of {longest} tokens or more")
     # Alike lengths share a batch; the id makes the order, and so the shards, the same every time.
     questions.sort(key=lambda question: (-len(question["prompt_token_ids"]), question["id"], question["sample"]))
     shards = [questions[start : start + SHARD_ANSWERS] for start in range(0, len(questions), SHARD_ANSWERS)]
-    waiting = [number for number in range(len(shards)) if not _file(context, number).is_file()]
-    if waiting:
-        _answer(context, directory, tokenizer, shards, waiting, longest)
-    (context.output / JOURNAL).unlink(missing_ok=True)
+    for share in shares(context):
+        waiting = share.left(range(len(shards)), lambda number: _file(context, number).is_file())
+        if waiting:
+            _answer(context, directory, tokenizer, shards, waiting, longest)
+    if context.nodes.number == 0:
+        for journal in context.output.glob(JOURNALS):
+            journal.unlink()
 
 
 def _image_reader(context: Context, directory: Path, conversations: Sequence[Conversation]) -> ImageReader | None:
-    """What reads the prompts' images, which are copied into this artifact; None where there are none."""
+    """What reads the prompts' images, which the first machine copies into this artifact; None where there are none."""
     from speculators.data.images import carry_images
     from speculators.verifiers.images import ImageReader
 
     names = [name for item in conversations for name in item.as_prompt().images]
     if not names:
         return None
-    carry_images(context.inputs["prompts"], context.output, names)
+    if context.nodes.number == 0:
+        carry_images(context.inputs["prompts"], context.output, names)
     return ImageReader(directory, trust_remote_code=context.trust_remote_code)
 
 
@@ -98,6 +106,7 @@ def steps(recipe: Recipe) -> tuple[Step, ...]:
             reads=("data.regenerate", "verifier.dtype", "verifier.engine", "seed"),
             inputs=("verifier", "prompts"),
             run=run,
+            spans_nodes=True,
             estimate=estimate,
         ),
     )
@@ -108,9 +117,12 @@ def _questions(
     tokenizer: ChatTokenizer,
     regenerate: Any,
     reader: ImageReader | None,
-    output: Path,
+    prompts: Path,
 ) -> Iterator[Question]:
-    """Every prompt as often as it is answered: once if held out (greedily) or if all samples would be the same."""
+    """Every prompt as often as it is answered: once if held out (greedily) or if all samples would be the same.
+
+    `prompts` is their artifact.
+    """
     from speculators.data.images import image_files
 
     for item in conversations:
@@ -118,7 +130,7 @@ def _questions(
         prompt = asked.to_json()
         ids = tokenizer.render(prompt["messages"], add_generation_prompt=True, tools=item.tools)
         if reader is not None and asked.images:
-            ids, _ = reader.expand(ids, [0] * len(ids), image_files(output, asked.images))
+            ids, _ = reader.expand(ids, [0] * len(ids), image_files(prompts, asked.images))
         once = item.split == "holdout" or regenerate.temperature == 0
         for sample in range(1 if once else regenerate.samples_per_prompt):
             yield {**prompt, "prompt_token_ids": ids, "sample": sample}
@@ -135,7 +147,7 @@ def _answer(
     """Answer the questions of the shards that are still waiting, and publish each shard as it is complete."""
     from speculators.data.images import FOLDER
     from speculators.data.journal import Journal
-    from speculators.engines.opened import Opening, generating
+    from speculators.engines.opened import Opening, generating, scratch_folder
 
     regenerate = context.config.data.regenerate
     opening = Opening(
@@ -143,13 +155,16 @@ def _answer(
         directory=directory,
         dtype=context.config.verifier.dtype,
         compute_dtype=None if regenerate.dtype == "verifier" else regenerate.dtype,
-        scratch=context.output / "engine",
+        scratch=scratch_folder(context),
         trust_remote_code=context.trust_remote_code,
         arguments=context.engine_arguments,
-        reads_images=(context.output / FOLDER).is_dir(),
+        reads_images=(context.inputs["prompts"] / FOLDER).is_dir(),
     )
-    journal = Journal(context.output / JOURNAL)
-    known = {(answer["id"], answer["sample"]): answer for answer in journal.records()}
+    known = {
+        (answer["id"], answer["sample"]): answer
+        for file in context.output.glob(JOURNALS)
+        for answer in Journal(file).records()
+    }
     for number in waiting:
         shards[number] = [question | known.get((question["id"], question["sample"]), {}) for question in shards[number]]
     places = [
@@ -168,6 +183,7 @@ def _answer(
     if not places:
         return
     progress = _Progress(context, len(requests))
+    journal = Journal(context.output / f"answered-{context.nodes.number}.journal")
     with journal, generating(opening) as generate:
         for answer in generate(requests):
             number, row = places[answer.number]
@@ -195,7 +211,7 @@ def _request(question: Question, regenerate: Any, stop_ids: Sequence[int], longe
         top_k=regenerate.top_k,
         seed=answer_seed(context.config.seed, question["id"], question["sample"]),
         stop_ids=frozenset(stop_ids),
-        images=image_files(context.output, image_names(question["messages"])),
+        images=image_files(context.inputs["prompts"], image_names(question["messages"])),
     )
 
 

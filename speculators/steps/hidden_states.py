@@ -21,23 +21,27 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def run(context: Context, algorithm: str) -> None:
-    """Write the shards that an earlier attempt did not finish, then `states.json`."""
+    """Write the shards that an earlier attempt did not finish, each machine its share, then `states.json`."""
     from speculators.data.hidden_states import is_whole, plan_shards, write_record
     from speculators.data.tokens import TokenDataset
     from speculators.engines.opened import extracting
     from speculators.engines.states_wanted import states_wanted
     from speculators.engines.stored_states import write_shards
+    from speculators.pipeline.shares import shares
 
     tokens = TokenDataset.open(context.inputs["tokens"])
     wanted = states_wanted(context, tokens, algorithm)
     shards = plan_shards(tokens.lengths.tolist(), wanted.row_bytes, SHARD_BYTES)
-    waiting = [shard for shard in shards if not is_whole(context.output / shard.file, shard)]
-    if waiting:
+    for share in shares(context):
+        waiting = share.left(shards, lambda shard: is_whole(context.output / shard.file, shard))
+        if not waiting:
+            continue
         total = sum(shard.tokens for shard in waiting)
         with extracting(wanted.opening, wanted.layers) as extract:
             for done in write_shards(extract, tokens.reading, waiting, wanted.dtype, context.output):
                 context.report.progress(done, total, "tokens")
-    write_record(context.output, wanted.record, shards)
+    if context.nodes.number == 0:
+        write_record(context.output, wanted.record, shards)
 
 
 def estimate(scope: Scope, algorithm: str) -> Estimate:
@@ -94,6 +98,7 @@ def stored(algorithm: str, reads: tuple[str, ...]) -> Step:
         external=partial(streams, algorithm=algorithm),
         run=partial(run, algorithm=algorithm),
         estimate=partial(estimate, algorithm=algorithm),
+        spans_nodes=True,
         spares_disk="`--set data.hidden_states.mode=online` makes the states while training and stores none",
     )
 

@@ -147,7 +147,7 @@ def _synthesized(
 
 
 def _generating(context: Context, directory: Path) -> AbstractContextManager[Generate]:
-    from speculators.engines.opened import Opening, generating
+    from speculators.engines.opened import Opening, generating, scratch_folder
 
     dtype = context.config.verifier.dtype
     return generating(
@@ -157,7 +157,7 @@ def _generating(context: Context, directory: Path) -> AbstractContextManager[Gen
             dtype=dtype,
             # A prompt only has to be plausible, and products in bfloat16 are several times faster.
             compute_dtype="bfloat16" if dtype == "float32" else None,
-            scratch=context.output / "engine",
+            scratch=scratch_folder(context),
             trust_remote_code=context.trust_remote_code,
             arguments=context.engine_arguments,
         )

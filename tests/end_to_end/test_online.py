@@ -25,7 +25,7 @@ def test_a_recipe_runs_without_ever_storing_states(speculators, results, steps, 
     assert [name for name in expected if found["steps"][name]["status"] != "finished"] == []
     assert found["acceptance"]["holdout"]["acceptance_length"] >= 1
     assert 0 < found["training"]["data_wait"] < 1
-    kept = [path for path in tmp_path.rglob("*") if "states" in path.name or path.name in {"held-out", "engine"}]
+    kept = [path for path in tmp_path.rglob("*") if "states" in path.name or path.name in {"held-out", ".engine-0"}]
     assert kept == []
     plan = speculators("plan", "tiny", *ONLINE, "--check", folder=tmp_path)
     assert plan.returncode == 0, plan.stdout

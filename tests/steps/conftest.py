@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from speculators.pipeline.step import Context, Step
+from speculators.pipeline.step import ONE_NODE, Context, Nodes, Step
 from speculators.recipe.shapes.eval import Profile
 from speculators.recipe.shapes.verifier import TransformersEngine, VllmEngine
 from speculators.verifiers.random_model import write_random_model
@@ -124,13 +124,16 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def run_step(tmp_path: Path):
-    """Run a step into the folder `tmp_path/<step name>`, again if it is there; gives that folder and the report."""
+    """Run a step into the folder `tmp_path/<step name>`, again if it is there; gives that folder and the report.
 
-    def run(step: Step, values: Mapping[str, Any], **inputs: Path) -> tuple[Path, Told]:
+    `nodes` are the machines that do it together, and which of them this is.
+    """
+
+    def run(step: Step, values: Mapping[str, Any], nodes: Nodes = ONE_NODE, **inputs: Path) -> tuple[Path, Told]:
         output, told = tmp_path / step.name, Told()
         output.mkdir(exist_ok=True)
         config = Declared(values, step.reads)
-        step.run(Context(config=config, inputs=inputs, output=output, report=told))
+        step.run(Context(config=config, inputs=inputs, output=output, report=told, nodes=nodes, lock=tmp_path / "lock"))
         return output, told
 
     return run

@@ -8,7 +8,7 @@ import torch
 
 from speculators.data.conversations import Conversation, Message, write_conversations
 from speculators.data.journal import Journal
-from speculators.pipeline.step import Scope
+from speculators.pipeline.step import Nodes, Scope
 from speculators.steps import answers
 from speculators.verifiers.source import verifier_directory
 from speculators.verifiers.tokenizer import ChatTokenizer
@@ -106,7 +106,8 @@ def test_a_kill_costs_only_the_answers_that_were_being_written(
         run_step(STEP, make_recipe(), verifier=verifier, prompts=prompts)
     finished = {file.name: file.stat().st_mtime_ns for file in whole.glob("*.jsonl")}
     assert len(finished) == 2
-    known = {record["id"] for record in Journal(whole / answers.JOURNAL).records()}
+    (journal,) = whole.glob(answers.JOURNALS)
+    known = {record["id"] for record in Journal(journal).records()}
     assert len(known) >= 6
     monkeypatch.setattr(answers, "_publish", publish)
     asked, request = [], answers._request
@@ -120,6 +121,43 @@ def test_a_kill_costs_only_the_answers_that_were_being_written(
     assert known.isdisjoint(asked), "no finished answer is asked for again"
     assert {file.name: file.read_bytes() for file in output.iterdir()} == expected
     assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
+
+
+def test_two_machines_write_what_one_would_whichever_is_lost(make_recipe, run_step, verifier, prompts, monkeypatch):
+    monkeypatch.setattr(answers, "SHARD_ANSWERS", 3)
+    output, _ = run_step(STEP, make_recipe(), verifier=verifier, prompts=prompts)
+    expected = {file.name: file.read_bytes() for file in output.iterdir()}
+    for file in output.iterdir():
+        file.unlink()
+
+    run_step(STEP, make_recipe(), Nodes(2, 1), verifier=verifier, prompts=prompts)
+    assert sorted(file.name for file in output.glob("*.jsonl")) == sorted(expected)[1::2]
+    run_step(STEP, make_recipe(), Nodes(2, 0), verifier=verifier, prompts=prompts)
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == expected
+
+    for file in output.iterdir():
+        file.unlink()
+    publish = answers._publish
+
+    def lost(shard, file):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers, "_publish", lost)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(STEP, make_recipe(), Nodes(2, 1), verifier=verifier, prompts=prompts)
+    monkeypatch.setattr(answers, "_publish", publish)
+    (journal,) = output.glob(answers.JOURNALS)
+    known, asked, request = {record["id"] for record in Journal(journal).records()}, [], answers._request
+    assert known
+
+    def noted(question, *rest):
+        asked.append(question["id"])
+        return request(question, *rest)
+
+    monkeypatch.setattr(answers, "_request", noted)
+    run_step(STEP, make_recipe(), Nodes(2, 0), verifier=verifier, prompts=prompts)
+    assert known.isdisjoint(asked), "the first machine takes over what the other had finished"
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == expected
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_left_out(make_recipe, run_step, verifier, tmp_path):

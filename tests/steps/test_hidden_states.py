@@ -9,6 +9,7 @@ from speculators.data.hidden_states import NOT_TAKEN, HiddenStates
 from speculators.data.tokens import Document, TokenDataset, TokenOrigin, save_tokens
 from speculators.engines.transformers import VerifierModel
 from speculators.errors import ArtifactMismatch
+from speculators.pipeline.step import Nodes
 from speculators.steps import hidden_states
 from speculators.steps.hidden_states import stored
 from speculators.verifiers.source import verifier_directory
@@ -132,3 +133,15 @@ def hidden_states_writer():
     from speculators.data.hidden_states import ShardWriter
 
     return ShardWriter
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_two_machines_write_what_one_would(values, run_step, verifier, tokens):
+    output, _ = run_step(STEP, values, verifier=verifier, tokens=tokens)
+    expected = files(output)
+    for file in output.iterdir():
+        file.unlink()
+    run_step(STEP, values, Nodes(2, 1), verifier=verifier, tokens=tokens)
+    assert list(files(output)) == sorted(name for name in expected if name.endswith("safetensors"))[1::2]
+    run_step(STEP, values, Nodes(2, 0), verifier=verifier, tokens=tokens)
+    assert files(output) == expected
