@@ -58,7 +58,6 @@ class Planned:
     """The artifact that serves, for cached steps."""
     replaces: str | None = None
     """The run that made the artifact which is not to serve although its key is right (forced)."""
-    damaged: Damaged | None = None
     offer: Manifest | None = None
     """What the remote store has, in the state `remote`."""
     wanted_here: bool = False
@@ -191,7 +190,6 @@ def make_plan(
         if state == "skipped" and name in made and made_from(made[name], instances) is None:
             state = "cached" if artifact else "remote"
         model = step.estimate(Scope(assembly.view(step.reads), facts)) if state == "run" else Estimate()
-        damage = found.get(name)
         planned.append(
             Planned(
                 step,
@@ -201,7 +199,6 @@ def make_plan(
                 why.get(name),
                 artifact=artifact if state == "cached" else None,
                 replaces=artifact.manifest.run if artifact and name in selection.force and state == "run" else None,
-                damaged=damage if isinstance(damage, Damaged) else None,
                 offer=offers.get(name) if state == "remote" else None,
                 wanted_here=name in read | wanted.targets | {*assembly.figures},
                 estimate=_corrected(model, earlier(name), assembly.name) if state == "run" else model,

@@ -21,7 +21,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
 from speculators.errors import MachineError, SpeculatorsError, StepError, UsageError
@@ -65,7 +65,7 @@ class Remote:
 
     def __init__(self, url: str, files: AbstractFileSystem, root: str) -> None:
         self._url, self._files, self._root = url, files, root.rstrip("/")
-        self._at_once = 1 if urlsplit(url).scheme in _ONE_BY_ONE else _AT_ONCE
+        self._at_once = 1 if _split(url).scheme in _ONE_BY_ONE else _AT_ONCE
         self.damaged: dict[str, str] = {}
         """The artifacts that were found damaged, and why: they are taken for absent, and may be pushed anew."""
 
@@ -77,8 +77,8 @@ class Remote:
         """
         from fsspec.core import url_to_fs
 
-        shown, scheme = masked(url), urlsplit(url).scheme
-        if "::" in url or f"{scheme}://" not in url or not scheme:
+        shown, scheme = masked(url), _split(url).scheme
+        if not scheme or "::" in url or not url.startswith(f"{scheme}://"):
             raise UsageError(f"--remote is {shown!r}; write a URL such as {_KINDS}")
         try:
             files, root = url_to_fs(url, **({"auto_mkdir": True} if _is_folder(url) else {}))
@@ -252,23 +252,31 @@ class Remote:
 
 def needs_network(url: str) -> bool:
     """Whether the store at this URL lies beyond this machine."""
-    return urlsplit(url).scheme not in _NO_NETWORK
+    return _split(url).scheme not in _NO_NETWORK
 
 
 def masked(url: str) -> str:
     """The URL without user, password and query, in which stores take keys."""
-    parts = urlsplit(url)
+    parts = _split(url)
     host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     return f"{parts.scheme}://{host}{parts.path}{'?***' if parts.query else ''}" if parts.scheme else url
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; of what is none, nothing but a path."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", url, "", "")
+
+
 def _is_folder(url: str) -> bool:
-    return urlsplit(url).scheme in {"file", "local"}
+    return _split(url).scheme in {"file", "local"}
 
 
 def _reason(error: Exception, url: str) -> str:
     """What an error says, in one line, without what `masked` hides."""
-    parts = urlsplit(url)
+    parts = _split(url)
     text = (str(error).strip() or type(error).__name__).splitlines()[0].replace(url, masked(url))
     for secret in (parts.netloc.rpartition("@")[0], parts.password, parts.query):
         text = text.replace(secret, "***") if secret else text

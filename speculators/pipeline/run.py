@@ -29,6 +29,7 @@ from speculators.pipeline.events import Event, EventTail
 from speculators.pipeline.executors.base import Caller, Executor, Work, explain
 from speculators.pipeline.folder import RunFolder, read_plan, write_plan_again
 from speculators.pipeline.plan import Plan, Planned, check_machine
+from speculators.pipeline.reasons import Reason
 from speculators.pipeline.remote import Remote, Stopped
 from speculators.pipeline.store import Artifact, instances
 from speculators.pipeline.transfers import Pushes, fetch
@@ -124,8 +125,8 @@ class _Run:
             self._have(name, artifact)
             self.events.write("step_cached", step=name, artifact=artifact.path.name)
         for planned in self.plan.steps:
-            if planned.state == "run" and planned.damaged is not None:
-                self.events.write("message", step=planned.name, text=f"{planned.id} is damaged: {planned.damaged.why}")
+            if planned.why is not None and planned.why.reason is Reason.DAMAGED:
+                self.events.write("message", step=planned.name, text=f"{planned.id} is {planned.why.text}")
         self._listen()
 
     def _tell_plan(self) -> None:

@@ -16,7 +16,7 @@ from speculators.pipeline.events import EventLog, StepReporter
 from speculators.pipeline.folder import RunFolder
 from speculators.pipeline.plan import Plan
 from speculators.pipeline.remote import Moved, Remote, Stopped
-from speculators.pipeline.store import Artifact, Damaged
+from speculators.pipeline.store import Artifact
 
 _LARGE = 10**7  # bytes
 
@@ -25,7 +25,7 @@ Stopping = Callable[[], bool]
 
 
 def fetch(plan: Plan, folder: RunFolder, stopping: Stopping) -> None:
-    """Bring here what the plan takes from its remote store; what is damaged there is told and left out.
+    """Bring here what the plan takes from its remote store, but what is damaged there, which is not offered again.
 
     Raises MachineError where the store cannot be read: hours of work must not begin because a network failed for a
     minute. Raises Stopped when the run ends.
@@ -36,9 +36,7 @@ def fetch(plan: Plan, folder: RunFolder, stopping: Stopping) -> None:
         found = plan.remote.pull(
             offer, plan.store, run=folder.id, waiting=reporter.message, moved=_progress(reporter, offer.size, stopping)
         )
-        if isinstance(found, Damaged):
-            reporter.message(f"{plan[name].id} is damaged in {plan.remote}: {found.why}; it is taken for absent")
-        else:
+        if isinstance(found, Artifact):
             reporter.message(f"fetched {_megabytes(offer.size)} from {plan.remote} in {_since(clock)}")
 
 

@@ -83,8 +83,8 @@ def test_a_store_that_may_not_be_read_is_told_while_planning(toy_cli, url, monke
     assert f"the remote store {url}: cannot be read: Forbidden" in plan.err
 
 
-def test_a_missing_package_is_named_by_its_extra(toy_cli, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+def test_a_missing_package_is_named_by_its_extra(toy_cli, lacking):
+    lacking("s3", "s3fs")
     plan = toy_cli("plan", "toy", "--remote", "s3://bucket/prefix")
     assert plan.code == 5
     assert "pip install 'speculators[s3]'" in plan.err
