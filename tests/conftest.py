@@ -41,6 +41,18 @@ def _same_start() -> None:
 
 
 @pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """`lacking("s3", "s3fs")`: as if the package for such URLs were not installed."""
+    from fsspec.registry import _registry
+
+    def lack(scheme: str, package: str) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(_registry, scheme, raising=False)
+
+    return lack
+
+
+@pytest.fixture
 def start() -> Any:
     """Starts `speculators ARGUMENTS` in `folder` and gives the process; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []

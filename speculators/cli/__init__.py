@@ -31,7 +31,7 @@ COMMANDS = {
     "serve": "Serve a checkpoint over an OpenAI-compatible API.",
     "stitch": "Write a trained multi-token-prediction head back into its verifier.",
     "engine": "Install vLLM in an environment of its own, and see which would be used.",
-    "cache": "List, explain, verify and prune stored artifacts.",
+    "cache": "List, explain, verify, prune and share stored artifacts.",
     "doctor": "Show what this machine has, and what is missing.",
 }
 """Every command in the order of `--help`, with its one line; the module `cli/<name>.py` holds it as `command`."""

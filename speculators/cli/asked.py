@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from speculators.pipeline.folder import Consent
     from speculators.pipeline.hardware import Hardware
     from speculators.pipeline.plan import Machine, Plan
+    from speculators.pipeline.remote import Remote
     from speculators.recipe.load import Loaded
     from speculators.recipe.shapes.recipe import Recipe
 
@@ -42,6 +43,7 @@ class Asked:
     nodes: int = 1
     node_rank: int = 0
     rendezvous: str = ""
+    remote: str | None = None
 
 
 def store_option(command: _Command) -> _Command:
@@ -51,6 +53,16 @@ def store_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path, file_okay=False),
         envvar="SPECULATORS_STORE",
         help="Where artifacts are kept. [default: the user's cache folder, or $SPECULATORS_STORE]",
+    )(command)
+
+
+def remote_option(command: _Command) -> _Command:
+    """`--remote URL`, for every command that may look beyond the store."""
+    return click.option(
+        "--remote",
+        metavar="URL",
+        envvar="SPECULATORS_REMOTE",
+        help="A store that others share, such as s3://BUCKET/PREFIX.  [default: $SPECULATORS_REMOTE, else none]",
     )(command)
 
 
@@ -86,6 +98,7 @@ def recipe_options(command: _Command) -> _Command:
                 "--force", multiple=True, metavar="STEP", help="Run this step again, and what is made from it."
             ),
             store_option,
+            remote_option,
             click.option("--offline", is_flag=True, help="Use only what is on this machine; no network."),
             click.option(
                 "--trust-remote-code",
@@ -167,10 +180,27 @@ def consent(asked: Asked) -> Consent:
     )
 
 
+def remote_store(asked: Asked) -> Remote | None:
+    """The remote store; None where none is named, or where it lies beyond the network that is not to be used."""
+    from speculators.pipeline.remote import Remote, masked, needs_network
+
+    if not asked.remote:
+        return None
+    if asked.offline and needs_network(asked.remote):
+        click.echo(f"--offline: the remote store {masked(asked.remote)} is left out", err=True)
+        return None
+    return Remote.open(asked.remote)
+
+
 def planned(
-    asked: Asked, machine: Machine | None = None, hardware: Hardware | None = None, *, meets_by_itself: bool = False
+    asked: Asked,
+    machine: Machine | None = None,
+    hardware: Hardware | None = None,
+    *,
+    remote: Remote | None = None,
+    meets_by_itself: bool = False,
 ) -> tuple[Loaded, Plan]:
-    """Load the recipe and plan it; raises RecipeError and UsageError.
+    """Load the recipe and plan it; raises RecipeError, UsageError, and MachineError for a remote store out of reach.
 
     `machine` are the machines that an executor will use, `hardware` what is elsewhere and only planned for. An executor
     that `meets_by_itself` brings nodes together, so that they are neither numbered nor told where.
@@ -193,7 +223,11 @@ def planned(
     until = asked.until or (("train",) if asked.node_rank else ())
     selection = Selection(asked.only, asked.start, until, asked.force)
     store = Store.open(asked.store or default_store())
-    return loaded, make_plan(assembly, store, selection, machine=machine, only_looked_at=hardware is not None)
+    if remote and asked.trust_remote_code and assembly.trusts_remote_code:
+        click.echo(f"--trust-remote-code: nothing is taken from {remote}, as it could name code to run", err=True)
+        remote = None
+    looked_at = hardware is not None
+    return loaded, make_plan(assembly, store, selection, machine=machine, only_looked_at=looked_at, remote=remote)
 
 
 def _check_processes(asked: Asked, recipe: Recipe, *, meets_by_itself: bool) -> None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from speculators.cli.amounts import age_text, size_text, time_text
-from speculators.cli.asked import store_option
+from speculators.cli.asked import remote_option, store_option
 from speculators.errors import StepError, UsageError
 
 if TYPE_CHECKING:
+    from speculators.pipeline.manifest import Manifest
+    from speculators.pipeline.remote import Remote
     from speculators.pipeline.store import Artifact, Store
 
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -25,47 +27,50 @@ _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @click.group("cache")
 def command() -> None:
-    """List, explain, verify and prune stored artifacts."""
+    """List, explain, verify and prune stored artifacts; copy them to and from a remote store."""
 
 
 @command.command("list")
 @store_option
+@click.option("--remote", metavar="URL", help="List that remote store instead.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def list_artifacts(store: Path | None, as_json: bool) -> None:
+def list_artifacts(store: Path | None, remote: str | None, as_json: bool) -> None:
     """Show every artifact: step, recipe, size, age, and how long it took to make."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from speculators.pipeline.manifest import NAME
+    from speculators.pipeline.manifest import NAME, artifact_id
 
-    found = list(_open(store).all())
+    here = [] if remote else list(_open(store).all())
+    found = _remote(remote).all() if remote else [one.manifest for one in here]
     if as_json:
         rows = [
             {
-                "artifact": one.path.name,
-                "step": one.manifest.step,
-                "recipe": one.manifest.recipe,
-                "bytes": one.manifest.size,
-                "files": len(one.manifest.files),
-                "seconds": one.manifest.seconds,
-                "finished": one.manifest.finished,
+                "artifact": artifact_id(one.step, one.key),
+                "step": one.step,
+                "recipe": one.recipe,
+                "bytes": one.size,
+                "files": len(one.files),
+                "seconds": one.seconds,
+                "finished": one.finished,
             }
             for one in found
         ]
         click.echo(json.dumps(rows, indent=1))
         return
+    used = [(one.path / NAME).stat().st_mtime for one in here] or [_moment(one.finished) for one in found]
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("artifact", "recipe", "last used"):
+    for name in ("artifact", "recipe", "made" if remote else "last used"):
         table.add_column(name, no_wrap=True)
     for name in ("size", "made in"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in found:
-        used = age_text(time.time() - (one.path / NAME).stat().st_mtime)
-        size, took = size_text(one.manifest.size), time_text(one.manifest.seconds)
-        table.add_row(one.path.name, one.manifest.recipe, used, size, took)
+    for one, moment in zip(found, used, strict=True):
+        name, age = artifact_id(one.step, one.key), age_text(time.time() - moment)
+        table.add_row(name, escape(one.recipe), age, size_text(one.size), time_text(one.seconds))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"\n  {len(found)} artifacts, {size_text(sum(one.manifest.size for one in found))}", style="dim")
+    console.print(f"\n  {len(found)} artifacts, {size_text(sum(one.size for one in found))}", style="dim")
 
 
 @command.command("show")
@@ -170,10 +175,72 @@ def prune(steps: tuple[str, ...], older_than: str | None, to_size: str | None, y
     click.echo(f"removed {len(gone)}, freed {size_text(sum(candidate.size for candidate in gone))}")
 
 
+@command.command("push")
+@click.argument("artifacts", nargs=-1, required=True)
+@store_option
+@remote_option
+def push(artifacts: tuple[str, ...], store: Path | None, remote: str | None) -> None:
+    """Copy ARTIFACTS (ids, their beginnings, or steps' names for the newest) to the remote store.
+
+    What is there already is not copied again.
+    """
+    from speculators.pipeline.store import Artifact
+
+    opened, there = _open(store), _remote(remote)
+    for text in artifacts:
+        named = _find(opened, text)
+        found = opened.find(named.manifest.step, named.manifest.key)
+        if not isinstance(found, Artifact):
+            raise StepError(f"{named.path.name} is damaged here: {getattr(found, 'why', 'it is gone')}")
+        what = "pushed " + size_text(found.manifest.size) if there.push(found) else "there already"
+        click.echo(f"{named.path.name}: {what}")
+
+
+@command.command("pull")
+@click.argument("artifacts", nargs=-1, required=True)
+@store_option
+@remote_option
+def pull(artifacts: tuple[str, ...], store: Path | None, remote: str | None) -> None:
+    """Fetch ARTIFACTS (ids, their beginnings, or steps' names for the newest) from the remote store.
+
+    Every file is held to its sha256 before the artifact is there.
+    """
+    from speculators.pipeline.store import Damaged
+
+    opened, there = _open(store), _remote(remote)
+    for manifest in [_offered(there, text) for text in artifacts]:
+        found = there.pull(manifest, opened, run="cache pull", waiting=click.echo)
+        if isinstance(found, Damaged):
+            raise StepError(f"{found.path.name} is damaged in {there}: {found.why}")
+        click.echo(f"{found.path.name}: {size_text(found.manifest.size)} in {found.path}")
+
+
 def _open(root: Path | None) -> Store:
     from speculators.pipeline.store import Store, default_store
 
     return Store.open(root or default_store())
+
+
+def _remote(url: str | None) -> Remote:
+    from speculators.pipeline.remote import Remote
+
+    if not url:
+        raise UsageError("--remote URL (or SPECULATORS_REMOTE) is missing: the store to copy to or from")
+    return Remote.open(url)
+
+
+def _offered(remote: Remote, text: str) -> Manifest:
+    """What the remote store has under this name, by the rules of `_find`."""
+    from speculators.pipeline.manifest import artifact_id
+
+    found = remote.all()
+    if newest := [one for one in found if one.step == text]:
+        return newest[0]
+    found = [one for one in found if artifact_id(one.step, one.key).startswith(text)]
+    if len(found) != 1:
+        what = "no artifact" if not found else f"{len(found)} artifacts"
+        raise UsageError(f"{what} in {remote} whose name starts with {text!r}; `cache list --remote URL` shows all")
+    return found[0]
 
 
 def _find(store: Store, text: str) -> Artifact:
@@ -187,6 +254,12 @@ def _find(store: Store, text: str) -> Artifact:
         what = "no artifact" if not found else f"{len(found)} artifacts"
         raise UsageError(f"{what} in {store.root} whose name starts with {text!r}; `speculators cache list` shows all")
     return found[0]
+
+
+def _moment(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def _size(text: str) -> int:

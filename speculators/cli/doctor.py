@@ -75,6 +75,7 @@ def examine(root: Path | None) -> list[Finding]:
         Finding("disk", f"{size_text(disk)} free in {place}", disk >= _LEAST_DISK),
         _locks(place),
         _vllm(),
+        _remote(),
         Finding("Hugging Face token", "set" if token else "not set"),
     ]
 
@@ -99,6 +100,18 @@ def _locks(place: Path) -> Finding:
     except SpeculatorsError as error:
         return Finding("locks", str(error), False)
     return Finding("locks", "flock works where the store is", True)
+
+
+def _remote() -> Finding:
+    from speculators.pipeline.remote import Remote
+
+    url = os.environ.get("SPECULATORS_REMOTE")
+    if not url:
+        return Finding("remote store", "none (SPECULATORS_REMOTE)")
+    try:
+        return Finding("remote store", str(Remote.open(url)))
+    except SpeculatorsError as error:
+        return Finding("remote store", str(error), False)
 
 
 def _token_file() -> Path:

@@ -75,7 +75,9 @@ class Board:
             self.name, self.folder = event.get("name", ""), event.get("folder", "")
         elif kind == "planned":
             for step in event["steps"]:
-                status = "skipped" if step["state"] == "skipped" else "pending"
+                if step["state"] == "cached" and step["name"] in self.rows:  # it was fetched meanwhile
+                    continue
+                status = "skipped" if step["state"] in {"skipped", "remote"} else "pending"
                 self.rows[step["name"]] = Row(
                     step["name"], status, note=step.get("why") or "", expected=step.get("seconds")
                 )
@@ -108,6 +110,8 @@ class Board:
 
 
 def _hear_step(row: Row, kind: str, moment: float, event: Event) -> None:
+    if row.status == "skipped" and kind in {"progress", "message"}:  # it comes out of a remote store
+        row.status, row.started = "running", moment
     if kind == "step_started":
         row.status, row.started, row.note = "running", moment, "continued" if event.get("resumed") else ""
     elif kind == "progress":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from speculators.cli.amounts import age_text, size_text, time_text
-from speculators.cli.asked import Asked, consent, planned, recipe_options
+from speculators.cli.asked import Asked, consent, planned, recipe_options, remote_store
 from speculators.errors import LockError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def command(as_json: bool, mermaid: bool, on: str | None, check: bool, check_eng
 
     asked = Asked(**options)
     hardware = parse_hardware(on) if on else None
-    loaded, plan = planned(asked, hardware=hardware)
+    loaded, plan = planned(asked, hardware=hardware, remote=remote_store(asked))
     if as_json:
         from speculators.pipeline.folder import plan_json
 
@@ -100,13 +100,18 @@ def show(plan: Plan, recipe: str) -> None:
 
     console = Console(highlight=False)
     free = size_text(free_disk(plan.store.root))
+    remote = f"   remote: {plan.remote}" if plan.remote else ""
     console.print(
-        f"\n[bold]{plan.assembly.name}[/]   {recipe}   store: {plan.store.root} ({free} free)\n", soft_wrap=True
+        f"\n[bold]{plan.assembly.name}[/]   {recipe}   store: {plan.store.root} ({free} free){remote}\n", soft_wrap=True
     )
     console.print(table(plan))
     known = [step.estimate.seconds for step in plan.to_run]
+    fetched = plan.to_fetch
+    if fetched:
+        size = size_text(sum(offer.size for offer in fetched.values()))
+        console.print(f"\n  a run fetches {', '.join(fetched)} from the remote store: {size}")
     if not plan.to_run:
-        console.print("\n  nothing to run: everything is in the store")
+        console.print(f"\n  nothing to run: everything is in the store{' or the remote one' if plan.remote else ''}")
         return
     seconds = time_text(sum(second for second in known if second is not None))
     disk = size_text(sum(step.estimate.disk or 0 for step in plan.to_run))
@@ -126,16 +131,22 @@ def table(plan: Plan) -> Table:
     for name in ("disk", "memory", "time"):
         found.add_column(name, justify="right", no_wrap=True)
     for step in plan.steps:
-        style = {"run": "yellow", "cached": "green", "skipped": "dim"}[step.state]
+        style = {"run": "yellow", "cached": "green", "remote": "green", "skipped": "dim"}[step.state]
         found.add_row(
             step.name,
             f"[{style}]{step.state}[/]",
             _why(step),
-            size_text(step.estimate.disk) if step.state == "run" else "",
+            _disk_text(step),
             _memory_text(step),
             time_text(step.estimate.seconds),
         )
     return found
+
+
+def _disk_text(planned: Planned) -> str:
+    if planned.state == "run":
+        return size_text(planned.estimate.disk)
+    return size_text(planned.offer.size) if planned.offer and planned.wanted_here else ""
 
 
 def _memory_text(planned: Planned) -> str:
@@ -151,9 +162,10 @@ def _why(planned: Planned) -> str:
 
     if planned.why is not None:
         return escape(planned.why.text)
-    if planned.artifact is None:
+    manifest = planned.artifact.manifest if planned.artifact else planned.offer
+    if manifest is None:
         return "[dim]nothing needs it[/]"
-    finished = datetime.fromisoformat(planned.artifact.manifest.finished.replace("Z", "+00:00"))
+    finished = datetime.fromisoformat(manifest.finished.replace("Z", "+00:00"))
     return f"[dim]{age_text(time.time() - finished.timestamp())}[/]"
 
 
@@ -166,6 +178,7 @@ def mermaid_text(plan: Plan) -> str:
     lines += [
         "  classDef run fill:#fff3cd,stroke:#b58105",
         "  classDef cached fill:#d9f2e3,stroke:#2f855a",
+        "  classDef remote fill:#d9f2e3,stroke:#2f855a,stroke-dasharray:4",
         "  classDef skipped fill:#eeeeee,stroke:#999999",
     ]
     return "\n".join(lines)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from speculators.cli.amounts import time_text
-from speculators.cli.asked import Asked, consent, planned, recipe_options, runs_option
+from speculators.cli.asked import Asked, consent, planned, recipe_options, remote_store, runs_option
 from speculators.cli.where import WHERE, where, where_options
-from speculators.errors import MachineError
+from speculators.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from speculators.pipeline.executors.base import Executor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.option_panel("What to run", options=["--set", "--overlay", "--only", "--from", "--until", "--force"])
+@click.option_panel("Where artifacts are", options=["--store", "--remote", "--push"])
 @click.option_panel("Where steps run", options=WHERE)
 @recipe_options
 @runs_option
@@ -38,9 +39,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds that steps get to save their state after SIGTERM or Ctrl-C, before they are killed.",
 )
+@click.option("--push", is_flag=True, help="Copy what this run makes, or finds here, to the remote store.")
 @click.option("--yes", is_flag=True, help="Run although the estimates say that disk or memory will not do.")
 @click.pass_context
-def command(context: click.RichContext, /, runs: Path, as_json: bool, grace: float, yes: bool, **options: Any) -> int:
+def command(
+    context: click.RichContext, /, runs: Path, as_json: bool, grace: float, push: bool, yes: bool, **options: Any
+) -> int:
     """Run RECIPE: data, hidden states, training, checkpoint, evaluation, report.
 
     RECIPE is a file, or the name of a recipe that came with speculators. What was done before is not done again.
@@ -52,15 +56,20 @@ def command(context: click.RichContext, /, runs: Path, as_json: bool, grace: flo
     from speculators.pipeline.run import run_plan
 
     place, asked = where(context, options), Asked(**options)
+    if push and not asked.remote:
+        raise UsageError("--push needs --remote URL (or SPECULATORS_REMOTE), the store to push to")
+    remote = remote_store(asked)
     executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True))
-    loaded, plan = planned(asked, executor.machine, meets_by_itself=place.executor == "ray")
+    loaded, plan = planned(asked, executor.machine, remote=remote, meets_by_itself=place.executor == "ray")
     place.check([planned.name for planned in plan.steps], asked)
-    _check(plan, executor, anyway=yes)
+    check = partial(_check, executor=executor, anyway=yes)
+    check(plan)
     previous = previous_run(runs, plan.assembly.name)
     texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}
     folder = create_run(runs, plan, consent=consent(asked), texts=texts)
     with showing(as_json=as_json) as (_, listen):
-        outcome = run_plan(plan, folder, executor, listener=listen, previous=previous)
+        push_to = remote if push else None
+        outcome = run_plan(plan, folder, executor, listener=listen, previous=previous, push_to=push_to, check=check)
     for line in summary(folder.path, outcome):
         click.echo(line, err=as_json)
     for failure in outcome.failures:

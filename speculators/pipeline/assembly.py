@@ -67,6 +67,8 @@ class Assembly:
     """Judges the recipe's gates on what lies in a run folder."""
     results: Callable[[Path], None] = _no_results
     """Writes `results.json` into a run folder that is over."""
+    figures: tuple[str, ...] = ()
+    """Steps, beside the inputs of those that are never cached, whose artifacts `gates` and `results` read."""
     trusts_remote_code: bool = False
     """The recipe's half of the consent to run code from a model's repository; the command line has the other."""
 

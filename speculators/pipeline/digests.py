@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -57,13 +58,15 @@ def remembering(memory: FileDigests) -> Iterator[None]:
 class FileDigests:
     """Which file had which sha256, in SQLite; a file that changed in any way that `stat` shows is forgotten.
 
-    Where SQLite cannot work (a read-only or odd file system) nothing is remembered and nothing fails.
+    Where SQLite cannot work (a read-only or odd file system) nothing is remembered and nothing fails. The runner
+    shares it among its threads.
     """
 
     def __init__(self, database: Path) -> None:
         self._database = database
         self._connection: sqlite3.Connection | None = None
         self._usable = True
+        self._lock = threading.Lock()
 
     def sha256(self, path: Path) -> str:
         """The file's sha256, read only when it is not known."""
@@ -115,19 +118,20 @@ class FileDigests:
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:
         """The connection, or None where SQLite cannot work; its errors end here."""
-        try:
-            if self._connection is None and self._usable:
-                self._connection = sqlite3.connect(self._database, timeout=10)
-                self._connection.execute(
-                    "create table if not exists digests"
-                    " (path text primary key, size integer, mtime_ns integer, inode integer, sha256 text)"
-                )
-        except sqlite3.Error:
-            self._usable = False
-        if not self._usable or self._connection is None:
-            yield None
-            return
-        try:
-            yield self._connection
-        except sqlite3.Error:
-            self._usable = False
+        with self._lock:
+            try:
+                if self._connection is None and self._usable:
+                    self._connection = sqlite3.connect(self._database, timeout=10, check_same_thread=False)
+                    self._connection.execute(
+                        "create table if not exists digests"
+                        " (path text primary key, size integer, mtime_ns integer, inode integer, sha256 text)"
+                    )
+            except sqlite3.Error:
+                self._usable = False
+            if not self._usable or self._connection is None:
+                yield None
+                return
+            try:
+                yield self._connection
+            except sqlite3.Error:
+                self._usable = False

@@ -90,6 +90,12 @@ def create_run(runs: Path, plan: Plan, *, consent: Consent, texts: Mapping[str, 
     return folder
 
 
+def write_plan_again(folder: RunFolder, plan: Plan) -> None:
+    """Put a newer plan of the same run into its folder; call it while nothing runs."""
+    before = read_plan(folder.path)
+    _write_json(folder.path / "plan.json", {**before, "steps": [step_json(planned) for planned in plan.steps]})
+
+
 def plan_json(plan: Plan, run: str, consent: Consent) -> dict[str, Any]:
     """The plan as plain data: for the worker, for `plan --json`, and for whoever reads a run folder later."""
     return {
@@ -121,6 +127,7 @@ def step_json(planned: Planned) -> dict[str, Any]:
         "key": planned.key,
         "hashed": planned.hashed,
         "replaces": planned.replaces,
+        "fetch": planned.offer.size if planned.offer and planned.wanted_here else None,
         "estimate": {
             "disk": planned.estimate.disk,
             "memory": planned.estimate.memory,

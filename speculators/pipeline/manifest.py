@@ -71,12 +71,19 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read `artifact.json`; raises ValueError when it is missing, cut short, or names a path outside its folder."""
+        try:
+            text = (folder / NAME).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{NAME} cannot be read: {error.strerror}") from error
+        return cls.decode(text)
+
+    @classmethod
+    def decode(cls, text: bytes) -> Manifest:
+        """The manifest out of the text of an `artifact.json`; raises ValueError as `read` does."""
         import msgspec
 
         try:
-            manifest = msgspec.json.decode((folder / NAME).read_bytes(), type=cls)
-        except OSError as error:
-            raise ValueError(f"{NAME} cannot be read: {error.strerror}") from error
+            manifest = msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError as error:
             raise ValueError(f"{NAME} is damaged: {error}") from error
         for path in manifest.files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
@@ -16,13 +17,15 @@ from speculators.errors import MachineError, UsageError
 from speculators.pipeline.assembly import Assembly
 from speculators.pipeline.digests import remembering, value_sha256
 from speculators.pipeline.machine import free_disk, machine_class, machine_key, total_memory
-from speculators.pipeline.manifest import artifact_id, folder_name
+from speculators.pipeline.manifest import Manifest, artifact_id, folder_name
+from speculators.pipeline.offers import fitting
 from speculators.pipeline.reasons import Reason, Why, why_missing
+from speculators.pipeline.remote import Remote
 from speculators.pipeline.step import Estimate, Scope, Step
 from speculators.pipeline.store import Artifact, Damaged, Store, made_from
 
-State = Literal["cached", "run", "skipped"]
-"""`skipped`: not there, and nothing that must run needs it."""
+State = Literal["cached", "remote", "run", "skipped"]
+"""`remote`: in the remote store only. `skipped`: not there, and nothing that must run needs it."""
 
 Machine = Callable[[Step], Mapping[str, Any]]
 """The machine and versions with which a step would run."""
@@ -55,7 +58,10 @@ class Planned:
     """The artifact that serves, for cached steps."""
     replaces: str | None = None
     """The run that made the artifact which is not to serve although its key is right (forced)."""
-    damaged: Damaged | None = None
+    offer: Manifest | None = None
+    """What the remote store has, in the state `remote`."""
+    wanted_here: bool = False
+    """Whether a run fetches the offer: a step that runs reads it, or it is what was asked for."""
     estimate: Estimate = field(default_factory=Estimate)
     model_seconds: float | None = None
     """What the step's own model of time says, before earlier runs correct it."""
@@ -78,6 +84,9 @@ class Plan:
     assembly: Assembly
     store: Store
     steps: tuple[Planned, ...]
+    remote: Remote | None
+    again: Callable[[], Plan]
+    """Makes the same plan with what is there by then."""
 
     def __getitem__(self, name: str) -> Planned:
         return next(planned for planned in self.steps if planned.name == name)
@@ -86,6 +95,11 @@ class Plan:
     def to_run(self) -> tuple[Planned, ...]:
         """The steps with work to do; the report, which is never cached, is not work."""
         return tuple(planned for planned in self.steps if planned.state == "run" and planned.step.cached)
+
+    @property
+    def to_fetch(self) -> dict[str, Manifest]:
+        """What a run brings here from the remote store before its steps start, by step."""
+        return {planned.name: planned.offer for planned in self.steps if planned.offer and planned.wanted_here}
 
     @property
     def artifacts(self) -> dict[str, Artifact]:
@@ -105,15 +119,19 @@ def make_plan(
     *,
     machine: Machine | None = None,
     only_looked_at: bool = False,
+    remote: Remote | None = None,
 ) -> Plan:
     """Plan the selected steps; `machine` says where a step that is bound to its machine would run (None: here).
 
     A plan that is `only_looked_at` is made without what this machine cannot reach: for another machine, its sizes are
-    right and its keys are not.
+    right and its keys are not. What the store lacks may be in the `remote` one, whose manifests alone are read.
 
     Raises UsageError for a selection that makes no sense, RecipeError from the recipe's own checks, and whatever a
-    step's `external` raises for a file or model that is not there.
+    step's `external` raises for a file or model that is not there; MachineError from a remote store out of reach.
     """
+    again = partial(
+        make_plan, assembly, store, selection, machine=machine, only_looked_at=only_looked_at, remote=remote
+    )
     selection = selection or Selection()
     order = ordered(assembly.steps)
     by_name = {step.name: step for step in order}
@@ -122,20 +140,30 @@ def make_plan(
     keys = {name: value_sha256(value) for name, value in hashed.items()}
     found = {step.name: store.find(step.name, keys[step.name]) for step in order if step.cached}
     present = {name: artifact for name, artifact in found.items() if isinstance(artifact, Artifact)}
-    instances = {name: artifact.manifest.instance for name, artifact in present.items()}
+    here = {name: artifact.manifest for name, artifact in present.items()}
+    asked = {
+        step.name: keys[step.name]
+        for step in order
+        if step.cached and step.name not in here and step.name not in selection.force
+        if not step.stays(assembly.view(step.reads))
+    }
+    offers, refused = fitting(order, here, remote.offers(asked) if remote else {}, selection.force)
+    made = {**here, **offers}
+    instances = {name: manifest.instance for name, manifest in made.items()}
 
     def judge(step: Step) -> Why | None:
-        artifact = present.get(step.name)
         if not step.cached:
             return Why(Reason.NEVER_CACHED, Reason.NEVER_CACHED.value)
         if step.name in selection.force:
             return Why(Reason.FORCED, "forced")
+        if step.name in made:
+            stale = made_from(made[step.name], instances)
+            return Why(Reason.INPUT_REBUILT, f"{stale} was rebuilt") if stale else None
         if isinstance(damage := found[step.name], Damaged):
             return Why(Reason.DAMAGED, f"damaged: {damage.why}")
-        if artifact is None:
-            return why_missing(hashed[step.name], store.history(step.name), assembly.name)
-        stale = made_from(artifact, instances)
-        return Why(Reason.INPUT_REBUILT, f"{stale} was rebuilt") if stale else None
+        if remote is not None and (spoilt := remote.damaged.get(artifact_id(step.name, keys[step.name]))):
+            return Why(Reason.DAMAGED, f"damaged in the remote store: {spoilt}")
+        return refused.get(step.name) or why_missing(hashed[step.name], store.history(step.name), assembly.name)
 
     why = _must_run(order, wanted.targets, judge)
     if wanted.closed and (lacking := [step.name for step in order if step.name in why and step.name not in wanted.all]):
@@ -146,22 +174,22 @@ def make_plan(
     paths = {name: artifact.path for name, artifact in present.items() if name not in why}
     assembly.check(paths)
     facts = assembly.facts(paths)
-    here = machine_class() if machine is None else None  # an executor's machines are not known by name
+    host = machine_class() if machine is None else None  # an executor's machines are not known by name
 
     def earlier(name: str) -> list[Artifact]:
         if only_looked_at:
             return []
-        return [one for one in store.history(name) if here in (None, one.manifest.host)]
+        return [one for one in store.history(name) if host in (None, one.manifest.host)]
 
+    read = {source for step in order if step.name in why for source in step.inputs}
     planned = []
     for step in order:
         name = step.name
         artifact = present.get(name)
         state: State = "run" if name in why else "skipped"
-        if state == "skipped" and artifact is not None and made_from(artifact, instances) is None:
-            state = "cached"
+        if state == "skipped" and name in made and made_from(made[name], instances) is None:
+            state = "cached" if artifact else "remote"
         model = step.estimate(Scope(assembly.view(step.reads), facts)) if state == "run" else Estimate()
-        damage = found.get(name)
         planned.append(
             Planned(
                 step,
@@ -171,12 +199,13 @@ def make_plan(
                 why.get(name),
                 artifact=artifact if state == "cached" else None,
                 replaces=artifact.manifest.run if artifact and name in selection.force and state == "run" else None,
-                damaged=damage if isinstance(damage, Damaged) else None,
+                offer=offers.get(name) if state == "remote" else None,
+                wanted_here=name in read | wanted.targets | {*assembly.figures},
                 estimate=_corrected(model, earlier(name), assembly.name) if state == "run" else model,
                 model_seconds=model.seconds,
             )
         )
-    return Plan(assembly, store, tuple(planned))
+    return Plan(assembly, store, tuple(planned), remote, again)
 
 
 def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None) -> None:
@@ -186,6 +215,7 @@ def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None
     for planned in plan.to_run:
         planned.step.needs(plan.assembly.view(planned.step.reads))
     disk = {planned.name: planned.estimate.disk or 0 for planned in plan.to_run}
+    disk |= {name: offer.size for name, offer in plan.to_fetch.items()}
     free = free_disk(plan.store.root)
     if sum(disk.values()) > free:
         largest = max(disk, key=lambda name: disk[name])

@@ -13,7 +13,7 @@ from speculators.pipeline.store import Store
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that may go: an artifact, or unfinished work (`partial`)."""
+    """Something that may go: an artifact, or unfinished work and what was half fetched (`partial`)."""
 
     id: str
     step: str
@@ -29,12 +29,12 @@ def candidates(store: Store) -> list[Candidate]:
     for artifact in store.all():
         used = (artifact.path / NAME).stat().st_mtime
         found.append(Candidate(artifact.path.name, artifact.manifest.step, False, artifact.manifest.size, used))
-    for path in store.partials.iterdir():
-        if path.is_dir():
-            with store.try_hold(path.name) as free:
-                if free:
-                    size, used = _measured(path)
-                    found.append(Candidate(path.name, path.name[:-17], True, size, used))
+    for name in sorted({path.name for path in _unfinished(store)}):
+        with store.try_hold(name) as free:
+            if free:
+                measured = [_measured(path) for path in _unfinished(store) if path.name == name]
+                size, used = sum(size for size, _ in measured), max((used for _, used in measured), default=0.0)
+                found.append(Candidate(name, name[:-17], True, size, used))
     return sorted(found, key=lambda candidate: candidate.used)
 
 
@@ -80,6 +80,12 @@ def remove(store: Store, them: Collection[Candidate]) -> list[Candidate]:
             gone.append(candidate)
     store.empty_trash()
     return gone
+
+
+def _unfinished(store: Store) -> list[Path]:
+    """The folders of unfinished work, and of what was not fetched to its end."""
+    places = (place for place in (store.partials, store.incomings) if place.is_dir())
+    return [path for place in places for path in place.iterdir() if path.is_dir()]
 
 
 def _measured(folder: Path) -> tuple[int, float]:

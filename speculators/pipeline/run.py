@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from speculators.errors import (
     INTERRUPTED,
@@ -26,9 +27,14 @@ from speculators.pipeline.assembly import Gate
 from speculators.pipeline.carry import carry_over
 from speculators.pipeline.events import Event, EventTail
 from speculators.pipeline.executors.base import Caller, Executor, Work, explain
-from speculators.pipeline.folder import RunFolder, read_plan
-from speculators.pipeline.plan import Plan, Planned
+from speculators.pipeline.folder import RunFolder, read_plan, write_plan_again
+from speculators.pipeline.plan import Plan, Planned, check_machine
+from speculators.pipeline.reasons import Reason
+from speculators.pipeline.remote import Remote, Stopped
 from speculators.pipeline.store import Artifact, instances
+from speculators.pipeline.transfers import Pushes, fetch
+
+_T = TypeVar("_T")
 
 Status = Literal["finished", "failed", "gate_missed", "interrupted"]
 Listener = Callable[[Event], None]
@@ -53,13 +59,22 @@ def silent(event: Event) -> None:
 
 
 def run_plan(
-    plan: Plan, folder: RunFolder, executor: Executor, *, listener: Listener = silent, previous: Path | None = None
+    plan: Plan,
+    folder: RunFolder,
+    executor: Executor,
+    *,
+    listener: Listener = silent,
+    previous: Path | None = None,
+    push_to: Remote | None = None,
+    check: Callable[[Plan], None] = check_machine,
 ) -> Outcome:
     """Do what the plan says; never raises for a step that fails, for a missed gate or an interruption.
 
     `listener` is called in this thread with every event. `previous` is an earlier run whose report may be copied.
+    What the run has made or found here is copied to `push_to`. When the plan's remote store turns out to be damaged
+    there is more to run than was planned; `check` then raises MachineError if this machine cannot.
     """
-    return _Run(plan, folder, executor, listener, previous).run()
+    return _Run(plan, folder, executor, listener, previous, push_to, check).run()
 
 
 @dataclass
@@ -69,6 +84,8 @@ class _Run:
     executor: Executor
     listener: Listener
     previous: Path | None
+    push_to: Remote | None
+    check: Callable[[Plan], None]
     failures: list[SpeculatorsError] = field(default_factory=list)
     started: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
@@ -81,6 +98,7 @@ class _Run:
         self.events = self.folder.events
         self.artifacts: dict[str, Path] = {}
         clock = time.monotonic()
+        self.pushes = Pushes(self.push_to, self.plan, self.events, lambda: self.interruptions > 0)
         gates: tuple[Gate, ...] = ()
         with self._interruptions_noted():
             self._begin()
@@ -90,6 +108,7 @@ class _Run:
                 self._close(
                     [planned for planned in self.plan.steps if planned.state == "run" and not planned.step.cached]
                 )
+            self._beside(self.pushes.finish)
             outcome = self._outcome(gates)
             self.events.write("run_finished", status=outcome.status, seconds=round(time.monotonic() - clock, 3))
             self._listen()
@@ -99,6 +118,18 @@ class _Run:
 
     def _begin(self) -> None:
         self.events.write("run_started", name=self.plan.assembly.name, folder=self.folder.path, pid=os.getpid())
+        self._tell_plan()
+        self._fetch()
+        for name, artifact in self.plan.artifacts.items():
+            self.plan.store.touch(artifact)
+            self._have(name, artifact)
+            self.events.write("step_cached", step=name, artifact=artifact.path.name)
+        for planned in self.plan.steps:
+            if planned.why is not None and planned.why.reason is Reason.DAMAGED:
+                self.events.write("message", step=planned.name, text=f"{planned.id} is {planned.why.text}")
+        self._listen()
+
+    def _tell_plan(self) -> None:
         self.events.write(
             "planned",
             steps=[
@@ -111,18 +142,32 @@ class _Run:
                 for planned in self.plan.steps
             ],
         )
-        for name, artifact in self.plan.artifacts.items():
-            self.plan.store.touch(artifact)
-            self._have(name, artifact.path)
-            self.events.write("step_cached", step=name, artifact=artifact.path.name)
-        for planned in self.plan.steps:
-            if planned.state == "run" and planned.damaged is not None:
-                self.events.write("message", step=planned.name, text=f"{planned.id} is damaged: {planned.damaged.why}")
-        self._listen()
 
-    def _have(self, name: str, artifact: Path) -> None:
-        self.artifacts[name] = artifact
-        self.folder.link(name, artifact)
+    def _fetch(self) -> None:
+        """Bring here what the plan takes from the remote store; what is damaged there is planned to be made instead."""
+        try:
+            while self.plan.to_fetch and not self.interruptions:
+                self._beside(lambda: fetch(self.plan, self.folder, lambda: self.interruptions > 0))
+                before, self.plan = self.plan.to_run, self.plan.again()
+                write_plan_again(self.folder, self.plan)
+                self._tell_plan()
+                if {planned.name for planned in self.plan.to_run} - {planned.name for planned in before}:
+                    self.check(self.plan)
+        except Stopped:
+            return
+        except SpeculatorsError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: SpeculatorsError) -> None:
+        """Let nothing more start."""
+        self.failures.append(error)
+        self.checked = self.wrong = True
+        self.events.write("message", text=str(error))
+
+    def _have(self, name: str, artifact: Artifact) -> None:
+        self.artifacts[name] = artifact.path
+        self.folder.link(name, artifact.path)
+        self.pushes.add(name, artifact)
 
     def _work(self, steps: list[Planned]) -> None:
         """Run the steps in the order of their needs, until all are done or nothing more can start."""
@@ -155,9 +200,7 @@ class _Run:
             try:
                 self.checked = self.plan.assembly.check(self.artifacts)
             except SpeculatorsError as error:
-                self.failures.append(error)
-                self.checked = self.wrong = True
-                self.events.write("message", text=str(error))
+                self._refuse(error)
         return not self.wrong
 
     def _do(self, planned: Planned) -> int:
@@ -213,7 +256,7 @@ class _Run:
             self.finished.add(planned.name)
             found = self.plan.store.find(planned.name, planned.key) if planned.step.cached else None
             if isinstance(found, Artifact):
-                self._have(planned.name, found.path)
+                self._have(planned.name, found)
                 self._release(planned)
             return
         if self.interruptions:
@@ -262,12 +305,16 @@ class _Run:
             if not self.started and self.previous and carry_over(self.previous, self.folder.path, planned.step, plan):
                 self.events.write("step_cached", step=planned.name, artifact=None)
                 continue
-            with ThreadPoolExecutor(max_workers=1) as thread, self._stopping_on_errors():
-                future = thread.submit(self._do, planned)
-                while not future.done():
-                    wait([future], timeout=_TICK_SECONDS)
-                    self._listen()
-            self._ended(planned, future.result())
+            self._ended(planned, self._beside(partial(self._do, planned)))
+
+    def _beside(self, do: Callable[[], _T]) -> _T:
+        """Do it in another thread, while this one goes on listening; its result."""
+        with ThreadPoolExecutor(max_workers=1) as thread, self._stopping_on_errors():
+            future = thread.submit(do)
+            while not future.done():
+                wait([future], timeout=_TICK_SECONDS)
+                self._listen()
+        return future.result()
 
     def _outcome(self, gates: tuple[Gate, ...]) -> Outcome:
         if self.interruptions:
@@ -289,6 +336,7 @@ class _Run:
         try:
             yield
         except BaseException:
+            self.interruptions += 1  # so that pushes end as well
             self.executor.stop()
             raise
 

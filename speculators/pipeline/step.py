@@ -99,6 +99,11 @@ def no_external(config: View) -> Mapping[str, str]:
     return {}
 
 
+def stays_nowhere(config: View) -> bool:
+    """For steps whose artifacts mean the same on every machine."""
+    return False
+
+
 def no_needs(config: View) -> None:
     """For steps that need nothing which the installation may lack."""
 
@@ -124,6 +129,8 @@ class Step:
     estimate: Callable[[Scope], Estimate] = no_estimate
     needs: Callable[[View], None] = no_needs
     """Raises MachineError when what the step needs is not installed; asked before a run begins, without imports."""
+    stays: Callable[[View], bool] = stays_nowhere
+    """True: its artifact means something on this machine only, so that no remote store is asked for it, or given it."""
     cached: bool = True
     machine_bound: bool = False
     """True: the machine class and engine versions enter the key (benchmarks)."""

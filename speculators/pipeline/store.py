@@ -4,6 +4,7 @@
     artifacts/tokens-6d20f03c9a41be77/    published: artifact.json and the payload, read-only, never changed
     partial/tokens-6d20f03c9a41be77/      the step's own folder while it works; survives a crash
     partial/tokens-....from               the instances of the inputs that the partial work was begun with
+    incoming/tokens-6d20f03c9a41be77/     what is being fetched from a remote store (pipeline.remote)
     locks/tokens-6d20f03c9a41be77         flock while working
     trash/                                what was removed is renamed here first, then deleted
     digests.sqlite                        sha256 of files by path, size, time and inode
@@ -66,6 +67,7 @@ class Store:
         self.root = root.expanduser().absolute()
         self.artifacts = self.root / "artifacts"
         self.partials = self.root / "partial"
+        self.incomings = self.root / "incoming"
         self.locks = self.root / "locks"
         self.trash = self.root / "trash"
         self.digests = FileDigests(self.root / "digests.sqlite")
@@ -121,7 +123,7 @@ class Store:
     def serving(self, step: str, key: str, replaces: str | None, instances: Mapping[str, str]) -> Artifact | None:
         """The artifact with this key if it can serve a run: made by another run than `replaces`, from these inputs."""
         found = self.find(step, key)
-        if isinstance(found, Artifact) and found.manifest.run != replaces and not made_from(found, instances):
+        if isinstance(found, Artifact) and found.manifest.run != replaces and not made_from(found.manifest, instances):
             return found
         return None
 
@@ -199,19 +201,22 @@ class Store:
         if not files:
             raise StepError("the step ended without writing a file")
         self._remove_hidden(partial)
-        manifest = describe(instance_of(files), files)
-        manifest.write(partial)
-        for folder, _, _ in os.walk(partial):
-            _sync(Path(folder))
-        target = self.artifacts / partial.name
-        if target.exists():
-            self.discard(partial.name)
-        partial.rename(target)
-        _sync(self.artifacts)
+        artifact = self._place(partial, describe(instance_of(files), files))
         self._origin(partial.name).unlink(missing_ok=True)
-        for relative, entry in files.items():
-            self.digests.remember(target / relative, entry.sha256, (target / relative).stat())
-        return Artifact(target, manifest)
+        return artifact
+
+    def incoming(self, artifact: str) -> Path:
+        """The folder into which an artifact is fetched from elsewhere; call it holding the lock."""
+        folder = self.incomings / artifact
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def adopt(self, incoming: Path, manifest: Manifest) -> Artifact:
+        """Make what was fetched the artifact; call it holding the lock, after every file was held to the manifest."""
+        for relative in manifest.files:
+            _sync(incoming / relative)
+            (incoming / relative).chmod(0o444)
+        return self._place(incoming, manifest)
 
     def discard(self, artifact: str) -> None:
         """Remove a published artifact; one rename, so nothing half removed is ever found."""
@@ -219,15 +224,35 @@ class Store:
         self._remove(self.artifacts / artifact)
 
     def discard_partial(self, artifact: str) -> None:
-        """Remove unfinished work; call it holding the lock."""
+        """Remove unfinished work and what was fetched so far; call it holding the lock."""
         if (self.partials / artifact).exists():
             self._remove(self.partials / artifact)
         self._origin(artifact).unlink(missing_ok=True)
+        self.discard_incoming(artifact)
+
+    def discard_incoming(self, artifact: str) -> None:
+        """Remove what was fetched of an artifact so far; call it holding the lock."""
+        if (self.incomings / artifact).exists():
+            self._remove(self.incomings / artifact)
 
     def empty_trash(self) -> None:
         """Delete what an interrupted removal left behind."""
         for path in self.trash.iterdir():
             _delete(path)
+
+    def _place(self, folder: Path, manifest: Manifest) -> Artifact:
+        """Rename a folder whose files are whole, on the disk and read-only to where artifacts are."""
+        manifest.write(folder)
+        for place, _, _ in os.walk(folder):
+            _sync(Path(place))
+        target = self.artifacts / folder.name
+        if target.exists():
+            self.discard(folder.name)
+        folder.rename(target)
+        _sync(self.artifacts)
+        for relative, entry in manifest.files.items():
+            self.digests.remember(target / relative, entry.sha256, (target / relative).stat())
+        return Artifact(target, manifest)
 
     def _origin(self, artifact: str) -> Path:
         return self.partials / f"{artifact}.from"
@@ -275,12 +300,12 @@ def instances(inputs: Mapping[str, Artifact]) -> dict[str, str]:
     return found
 
 
-def made_from(artifact: Artifact, present: Mapping[str, Any]) -> str | None:
-    """The first step whose present instance is not the one that the artifact was made from; None: it is up to date.
+def made_from(manifest: Manifest, present: Mapping[str, Any]) -> str | None:
+    """The first step whose present instance is not the one that an artifact was made from; None: it is up to date.
 
     `present` are the instances that exist, by step. One that is gone cannot contradict.
     """
-    for step, instance in artifact.manifest.instances.items():
+    for step, instance in manifest.instances.items():
         if present.get(step, instance) != instance:
             return step
     return None

@@ -123,7 +123,7 @@ def _steps(run: RunFolder, *, over: bool) -> dict[str, dict[str, Any]]:
         if kind == "step_failed":
             step["error"] = event.get("error") or event.get("message")
     for name, step in steps.items():
-        if step["status"] == "pending" and planned.get(name, {}).get("state") == "skipped":
+        if step["status"] == "pending" and planned.get(name, {}).get("state") in {"skipped", "remote"}:
             step["status"] = "skipped"
         artifact = run.artifact(name)
         if artifact is not None and (artifact / "artifact.json").is_file():

@@ -67,10 +67,11 @@ def assemble(
     from speculators.recipe.semantic import semantic
     from speculators.recipe.view import view
 
+    steps = graph(recipe)
     return Assembly(
         name=recipe.name,
         data=data,
-        steps=graph(recipe),
+        steps=steps,
         reassemble="speculators.steps:reassemble",
         semantic=lambda reads: semantic(recipe, reads),
         view=lambda reads: view(recipe, reads),
@@ -78,6 +79,7 @@ def assemble(
         check=lambda artifacts: check_fields(recipe, artifacts, origins),
         gates=lambda folder: judged_gates(recipe, folder),
         results=_write_results,
+        figures=tuple(step.name for step in steps if step.name == "speculative_tokens"),
         trusts_remote_code=recipe.verifier.trust_remote_code,
     )
 

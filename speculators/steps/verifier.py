@@ -38,6 +38,11 @@ def estimate(scope: Scope) -> Estimate:
     return Estimate(disk=size, memory=size, seconds=_CONVERSION_SECONDS)
 
 
+def stays(config: View) -> bool:
+    """The artifact of a directory names its place on this machine."""
+    return parse_source(config.verifier).kind == "directory"
+
+
 def steps(recipe: Recipe) -> tuple[Step, ...]:
     """No step in a recipe that only converts a draft for a model of the hub: it fetches what it needs of that one."""
     from speculators.steps.convert import lends_from_hub
@@ -53,5 +58,6 @@ STEP = Step(
     run=run,
     external=external,
     estimate=estimate,
+    stays=stays,
     uses_gpu=False,
 )

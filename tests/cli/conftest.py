@@ -24,7 +24,7 @@ def toy_cli(tmp_path, monkeypatch):
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
 
-    def planned(options: asked.Asked, machine=None, hardware=None, *, meets_by_itself=False):
+    def planned(options: asked.Asked, machine=None, hardware=None, *, remote=None, meets_by_itself=False):
         data = {}
         for text in options.sets:
             path, _, value = text.partition("=")
@@ -34,7 +34,8 @@ def toy_cli(tmp_path, monkeypatch):
         assembly = toy_graph.reassemble(data)
         loaded = SimpleNamespace(text="name: toy\n", data=assembly.data)
         selection = Selection(options.only, options.start, options.until, options.force)
-        return loaded, make_plan(assembly, Store.open(options.store or default_store()), selection, machine=machine)
+        store = Store.open(options.store or default_store())
+        return loaded, make_plan(assembly, store, selection, machine=machine, remote=remote)
 
     for module in (plan, run):
         monkeypatch.setattr(module, "planned", planned)

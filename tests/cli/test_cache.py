@@ -56,3 +56,39 @@ def test_names_that_are_no_artifacts_are_bad_usage(toy_cli):
         assert toy_cli("cache", "show", "--", name).code == 2
     assert toy_cli("cache", "prune", "--to-size", "much").code == 2
     assert toy_cli("cache", "prune", "--older-than", "long").code == 2
+
+
+def test_artifacts_are_pushed_listed_and_pulled_by_name(toy_cli, tmp_path):
+    url = f"file://{tmp_path}/shared"
+    toy_cli("run", "toy")
+    (shards,) = (tmp_path / "store" / "artifacts").glob("shards-*")
+    pushed = toy_cli("cache", "push", "words", shards.name, "--remote", url)
+    assert pushed.code == 0, pushed.err
+    assert f"{shards.name}: pushed" in pushed.out
+    assert "there already" in toy_cli("cache", "push", "words", "--remote", url).out
+    rows = json.loads(toy_cli("cache", "list", "--remote", url, "--json").out)
+    assert {row["step"] for row in rows} == {"shards", "words"}
+    assert shards.name in toy_cli("cache", "list", "--remote", url).out
+    elsewhere = ("--store", str(tmp_path / "other"), "--remote", url)
+    pulled = toy_cli("cache", "pull", shards.name[:10], "words", *elsewhere)
+    assert pulled.code == 0, pulled.err
+    assert {path.name for path in (tmp_path / "other" / "artifacts" / shards.name).iterdir()} >= {"shard-0.txt"}
+    assert "2 artifacts" in toy_cli("cache", "list", "--store", str(tmp_path / "other")).out
+
+
+def test_pushing_and_pulling_say_what_is_missing_or_damaged(toy_cli, tmp_path):
+    url = f"file://{tmp_path}/shared"
+    toy_cli("run", "toy")
+    assert "--remote URL (or SPECULATORS_REMOTE) is missing" in toy_cli("cache", "push", "words").err
+    assert "no artifact in file://" in toy_cli("cache", "pull", "words", "--remote", url).err
+    toy_cli("cache", "push", "words", "--remote", url)
+    (file,) = (tmp_path / "shared").rglob("words.txt")
+    file.chmod(0o644)
+    file.write_text("nope")
+    pulled = toy_cli("cache", "pull", "words", "--remote", url, "--store", str(tmp_path / "other"))
+    assert pulled.code == 1
+    assert "words.txt has changed" in pulled.err
+    (file,) = (tmp_path / "store" / "artifacts").glob("words-*/words.txt")
+    file.chmod(0o644)
+    file.write_text("nope")
+    assert "is damaged here" in toy_cli("cache", "push", "words", "--remote", url).err

@@ -83,3 +83,17 @@ def test_amounts_read_well():
     assert [age_text(seconds) for seconds in (3, 61, 7300, 200000)] == [
         "just now", "1 minute ago", "2 hours ago", "2 days ago",
     ]  # fmt: skip
+
+
+def test_what_comes_out_of_a_remote_store_is_shown_while_it_comes_and_after():
+    board = Board()
+    steps = [{"name": "train", "state": "remote"}, {"name": "states", "state": "remote"}]
+    board.hear(at(0, event="planned", steps=steps))
+    assert {row.status for row in board.rows.values()} == {"skipped"}
+    board.hear(at(1, event="progress", step="train", done=40, total=1000, unit="MB"))
+    assert "40/1\u202f000 MB" in shown(board)
+    board.hear(at(9, event="message", step="train", text="fetched 1,000.0 MB from s3://team in 8.0 s"))
+    board.hear(at(9, event="planned", steps=[{"name": "train", "state": "cached"}, steps[1]]))
+    board.hear(at(9, event="step_cached", step="train"))
+    assert "cached fetched 1,000.0 MB from s3://team in 8.0 s" in " ".join(shown(board).split())
+    assert board.rows["states"].status == "skipped"

@@ -38,24 +38,33 @@ def store(tmp_path):
 @pytest.fixture
 def toy(toy_graph, store, tmp_path):
     """`toy.plan(data, force=("shards",))` and `toy.run(...)` on one store."""
+    return toy_on(toy_graph, store, tmp_path / "runs")
 
-    def plan(data=None, steps=None, **selection):
+
+@pytest.fixture
+def another(toy_graph, tmp_path):
+    """`another("b")` is a toy on another machine: with a store and runs of its own."""
+    return lambda name: toy_on(toy_graph, Store.open(tmp_path / name / "store"), tmp_path / name / "runs")
+
+
+def toy_on(toy_graph, store, runs):
+    def plan(data=None, steps=None, remote=None, **selection):
         assembly = toy_graph.reassemble(data or {})
         if steps is not None:
             assembly = SimpleNamespace(**{**vars(assembly), "steps": steps})
-        return make_plan(assembly, store, Selection(**selection))
+        return make_plan(assembly, store, Selection(**selection), remote=remote)
 
-    def start(data=None, **selection):
-        planned = plan(data, **selection)
-        folder = create_run(tmp_path / "runs", planned, consent=Consent(), texts={"recipe.yaml": json.dumps(data)})
+    def start(data=None, remote=None, **selection):
+        planned = plan(data, remote=remote, **selection)
+        folder = create_run(runs, planned, consent=Consent(), texts={"recipe.yaml": json.dumps(data)})
         return planned, folder
 
-    def run(data=None, executor=None, **selection):
-        previous = previous_run(tmp_path / "runs", "toy")
-        planned, folder = start(data, **selection)
+    def run(data=None, executor=None, remote=None, push_to=None, **selection):
+        previous = previous_run(runs, "toy")
+        planned, folder = start(data, remote=remote, **selection)
         events = []
         executor = executor or LocalExecutor(grace=2.0)
-        outcome = run_plan(planned, folder, executor, listener=events.append, previous=previous)
+        outcome = run_plan(planned, folder, executor, listener=events.append, previous=previous, push_to=push_to)
         return SimpleNamespace(
             plan=planned,
             folder=folder.path,
@@ -66,11 +75,12 @@ def toy(toy_graph, store, tmp_path):
                 for event in events
                 if event["event"].startswith("step_") and event["event"] != "step_started"
             },
+            said=[event["text"] for event in events if event["event"] == "message"],
             log=lambda step: folder.log(step).read_text(),
             artifact=lambda step: (folder.path / "steps" / step).resolve(),
         )
 
-    return SimpleNamespace(plan=plan, start=start, run=run, store=store, runs=tmp_path / "runs")
+    return SimpleNamespace(plan=plan, start=start, run=run, store=store, runs=runs)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from speculators.errors import MachineError
 from speculators.pipeline.executors.base import Caller, Work
 from speculators.pipeline.executors.ray import RayExecutor
 from speculators.pipeline.executors.requests import Requests
+from speculators.pipeline.remote import Remote
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'speculators[ray]'")
 
@@ -115,6 +116,15 @@ def test_every_step_is_a_task_and_the_run_ends_as_it_would_here(ray_toy, executo
     assert "numbers were here" in run.log("numbers")
     failed = ray_toy.run({"shards": {"fail": "error"}}, executor=there, until=("shards",), force=("shards",))
     assert "shards failed: ValueError: the shards did not come out" in str(failed.outcome.failures[0])
+
+
+def test_a_cluster_takes_from_a_remote_store_what_another_made_and_pushes_its_own(ray_toy, another, executor, tmp_path):
+    remote = Remote.open(f"file://{tmp_path}/shared")
+    another("laptop").run(until=("words",), push_to=remote)
+    run = ray_toy.run(executor=executor(), remote=remote, push_to=remote)
+    assert run.outcome.exit_code == 0, run.outcome.failures
+    assert run.did["words"] == "step_cached"
+    assert another("second").run(remote=remote).did["total"] == "step_cached"
 
 
 def test_a_step_gets_the_variables_that_are_meant_for_it_and_the_cpus_it_asked_for(ray_toy, executor, monkeypatch):

@@ -19,6 +19,7 @@ from speculators.pipeline.executors.node import Shared
 from speculators.pipeline.executors.requests import Requests
 from speculators.pipeline.executors.slurm import Site, SlurmExecutor
 from speculators.pipeline.executors.slurm_job import StepJob
+from speculators.pipeline.remote import Remote
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'speculators[slurm]'")
 
@@ -156,6 +157,19 @@ def told(run, step="shards"):
 
 def made(run):
     return [line for line in run.log("shards").splitlines() if line.startswith("made")]
+
+
+def test_a_cluster_takes_from_a_remote_store_what_another_made_and_pushes_its_own(
+    toy, another, executor, slurm, tmp_path
+):
+    """The runner does both, so no job is submitted for what was made elsewhere."""
+    remote = Remote.open(f"file://{tmp_path}/shared")
+    another("laptop").run(until=("words",), push_to=remote)
+    run = toy.run(executor=executor(), remote=remote, push_to=remote)
+    assert run.outcome.exit_code == 0
+    assert run.did["words"] == "step_cached"
+    assert len(slurm.jobs()) == 3
+    assert another("second").run(remote=remote).did["total"] == "step_cached"
 
 
 def test_every_step_is_a_job_and_the_run_ends_as_it_would_here(toy, slurm, executor):

@@ -168,6 +168,12 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
         assert file_sha256(file) == "read"
 
 
+def test_what_one_thread_has_hashed_another_does_not_hash_again(store, in_thread, monkeypatch):
+    put(store)
+    monkeypatch.setattr("speculators.pipeline.store.read_sha256", lambda path: pytest.fail(f"read {path}"))
+    assert isinstance(in_thread(store.find, "tokens", KEY).join(), Artifact)
+
+
 def test_digests_work_where_sqlite_does_not(tmp_path):
     file = tmp_path / "f"
     file.write_text("x")

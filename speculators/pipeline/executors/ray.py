@@ -28,6 +28,9 @@ from speculators.pipeline.step import Step
 HANDED_ON = ("SPECULATORS_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "VLLM_", "NCCL_", "WANDB_", "MLFLOW_", "TRACKIO_")
 """The beginnings of the variables of the runner's environment that steps get too; all others are the node's own."""
 
+_RUNNERS = ("SPECULATORS_REMOTE", "SPECULATORS_RUN_PUSH")
+"""What only the runner needs; a URL may hold a password."""
+
 _LOST = 3  # times that Ray starts a task again whose node or process is gone
 _LOOK_SECONDS = 0.5
 
@@ -199,7 +202,7 @@ class RayExecutor:
 
 
 def _with_environment(work: Work, asked: Resources) -> Work:
-    handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    handed = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON) and name not in _RUNNERS}
     threads = str(asked.cpus) if asked.cpus else os.environ.get("OMP_NUM_THREADS")
     return replace(
         work, environment={**handed, **({"OMP_NUM_THREADS": threads} if threads else {}), **work.environment}
