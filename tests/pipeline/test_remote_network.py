@@ -1,4 +1,4 @@
-"""A remote store at the other end of a real protocol: FTP, and S3 where `s3fs` and `moto[server]` are installed."""
+"""A remote store at the other end of a real protocol: FTP and S3."""
 
 import threading
 
@@ -11,7 +11,6 @@ from speculators.pipeline.remote import Remote
 @pytest.fixture
 def ftp(tmp_path):
     """The URL of an FTP server over an empty folder, with a password in it."""
-    pytest.importorskip("pyftpdlib")
     from pyftpdlib.authorizers import DummyAuthorizer
     from pyftpdlib.handlers import FTPHandler
     from pyftpdlib.servers import FTPServer
@@ -32,9 +31,10 @@ def ftp(tmp_path):
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
     """The URL of a bucket of an S3 server."""
-    pytest.importorskip("s3fs")
-    servers = pytest.importorskip("moto.server", reason="pip install 'speculators[s3]' 'moto[server]'")
-    server = servers.ThreadedMotoServer(port=0)
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {
@@ -44,8 +44,6 @@ def s3(monkeypatch, tmp_path):
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    import s3fs
-
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().makedirs("team", exist_ok=True)  # the servers of one process share their buckets
     yield f"s3://team/{tmp_path.name}"
