@@ -17,7 +17,6 @@ from speculators.errors import LockError, MachineError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from speculators.pipeline.hardware import Hardware
     from speculators.pipeline.plan import Plan, Planned
     from speculators.recipe.shapes.recipe import Recipe
 
@@ -38,6 +37,7 @@ def command(as_json: bool, mermaid: bool, on: str | None, check: bool, check_eng
     """
     from speculators.pipeline.hardware import hardware_here, parse_hardware
     from speculators.pipeline.plan import check_machine
+    from speculators.steps.fits import check_gpus
 
     asked = Asked(**options)
     hardware = parse_hardware(on) if on else None
@@ -54,23 +54,13 @@ def command(as_json: bool, mermaid: bool, on: str | None, check: bool, check_eng
             if hardware is None:
                 check_machine(plan)
             if gpus := hardware or hardware_here():
-                _check_gpus(loaded.recipe, gpus)
+                check_gpus(loaded.recipe, plan, gpus)
         except MachineError as error:
             click.echo(f"\n  error: {error}")
     if check_engine:
         _check_engine(loaded.recipe, plan, asked.engine_arguments)
     if check and plan.to_run:
         raise LockError(f"{len(plan.to_run)} steps would run: {', '.join(step.name for step in plan.to_run)}")
-
-
-def _check_gpus(recipe: Recipe, hardware: Hardware) -> None:
-    """Raise MachineError when the verifier cannot lie on these GPUs as the recipe shares it out."""
-    from speculators.steps.fits import verifier_fits
-    from speculators.verifiers.source import known_facts
-
-    facts = known_facts(recipe.verifier)
-    if facts is not None:
-        verifier_fits(recipe.verifier.engine, facts.weight_bytes, hardware)
 
 
 def _check_engine(recipe: Recipe, plan: Plan, arguments: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from speculators.pipeline.run import Outcome
     from speculators.pipeline.store import Store
     from speculators.recipe.load import Loaded
+    from speculators.recipe.shapes.recipe import Recipe
 
 
 @click.command("run")
@@ -62,7 +63,7 @@ def command(
     executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True))
     loaded, plan = planned(asked, executor.machine, remote=remote, meets_by_itself=place.executor == "ray")
     place.check([planned.name for planned in plan.steps], asked)
-    check = partial(_check, executor=executor, anyway=yes)
+    check = partial(_check, recipe=loaded.recipe, executor=executor, anyway=yes)
     check(plan)
     previous = previous_run(runs, plan.assembly.name)
     texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}
@@ -90,11 +91,15 @@ def _store(asked: Asked) -> Store:
     return Store.open(asked.store or default_store())
 
 
-def _check(plan: Plan, executor: Executor, *, anyway: bool) -> None:
+def _check(plan: Plan, recipe: Recipe, executor: Executor, *, anyway: bool) -> None:
+    from speculators.pipeline.hardware import hardware_here
     from speculators.pipeline.plan import check_machine
+    from speculators.steps.fits import check_gpus
 
     try:
         check_machine(plan, executor.memory)
+        if executor.one_machine and (gpus := hardware_here()):
+            check_gpus(recipe, plan, gpus)
     except MachineError as error:
         if not anyway:
             raise

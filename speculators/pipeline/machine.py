@@ -109,6 +109,11 @@ def total_memory() -> int:
         return total
 
 
+def own_memory(*, uses_gpu: bool) -> int | None:
+    """Bytes of memory that a step can have here; None for one whose memory is a GPU's (`steps/fits.py` looks there)."""
+    return None if uses_gpu and visible_gpus() else total_memory()
+
+
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` is, or will be."""
     place = folder.absolute()

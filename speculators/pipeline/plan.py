@@ -16,7 +16,7 @@ from typing import Any, Literal
 from speculators.errors import MachineError, UsageError
 from speculators.pipeline.assembly import Assembly
 from speculators.pipeline.digests import remembering, value_sha256
-from speculators.pipeline.machine import free_disk, machine_class, machine_key, total_memory
+from speculators.pipeline.machine import free_disk, machine_class, machine_key, own_memory
 from speculators.pipeline.manifest import Manifest, artifact_id, folder_name
 from speculators.pipeline.offers import fitting
 from speculators.pipeline.reasons import Reason, Why, why_missing
@@ -226,7 +226,7 @@ def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None
             f"give another --store, or run anyway with --yes{f'; {advice}' if advice else ''}"
         )
     for planned in plan.to_run:
-        total = memory(planned.step) if memory else total_memory()
+        total = memory(planned.step) if memory else own_memory(uses_gpu=planned.step.uses_gpu)
         if total is not None and (planned.estimate.memory or 0) > total:
             raise MachineError(
                 f"{planned.name} needs about {_gigabytes(planned.estimate.memory or 0)} of memory and can have "

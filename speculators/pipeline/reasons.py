@@ -27,7 +27,7 @@ class Reason(str, Enum):
     MISSING = "missing"
     DAMAGED = "damaged"
     FORCED = "forced"
-    NEVER_CACHED = "not cached by nature"
+    NEVER_CACHED = "each time"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def toy_cli(tmp_path, monkeypatch):
             value = int(value) if value.isdigit() else value
             data[first] = {second: value} if second else value
         assembly = toy_graph.reassemble(data)
-        loaded = SimpleNamespace(text="name: toy\n", data=assembly.data)
+        loaded = SimpleNamespace(text="name: toy\n", data=assembly.data, recipe=None)
         selection = Selection(options.only, options.start, options.until, options.force)
         store = Store.open(options.store or default_store())
         return loaded, make_plan(assembly, store, selection, machine=machine, remote=remote)

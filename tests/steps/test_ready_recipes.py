@@ -16,7 +16,7 @@ from speculators.recipe.compose import shipped_names
 from speculators.recipe.load import load_recipe
 from speculators.shipped import shipped_folder
 from speculators.steps import assemble
-from speculators.steps.fits import verifier_fits
+from speculators.steps.fits import check_gpus, verifier_fits
 from speculators.verifiers.published import published_facts
 
 READY = [name for name in shipped_names() if name.endswith(("-eagle3", "-eagle3-vllm", "a3b-mtp"))]
@@ -89,6 +89,22 @@ def test_a_verifier_that_does_not_fit_is_told_how_it_would() -> None:
     whole = load_recipe("llama-3.3-70b-eagle3").recipe.verifier.engine
     with pytest.raises(MachineError, match="asks for 4 GPUs, and there are 2x H200"):
         verifier_fits(whole, 141_100_000_000, parse_hardware("2x H200"))
+
+
+def test_training_that_does_not_fit_is_told_what_takes_less(tmp_path: Path) -> None:
+    small = parse_hardware("RTX 4090")
+
+    def checked(*sets: str) -> None:
+        loaded = load_recipe("qwen3-8b-eagle3", sets=sets)
+        assembly = assemble(loaded.recipe, loaded.data, loaded.origins, small)
+        plan = make_plan(assembly, Store.open(tmp_path), only_looked_at=True)
+        check_gpus(loaded.recipe, plan, small)
+
+    with pytest.raises(
+        MachineError, match=r"training takes about \d+ GB .*RTX 4090 has 24 GB.*`train.tokens_per_step`"
+    ):
+        checked()
+    checked("train.tokens_per_step=4096")
 
 
 @pytest.mark.parametrize("text", ["", "8x", "0x H100", "8x Abacus"])

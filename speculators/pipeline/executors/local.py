@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speculators.pipeline.executors.base import ALONE, Caller, Work
-from speculators.pipeline.machine import machine_key, total_memory
+from speculators.pipeline.machine import machine_key, own_memory
 from speculators.pipeline.step import Step
 
 
@@ -36,7 +36,7 @@ class LocalExecutor:
         return machine_key()
 
     def memory(self, step: Step) -> int | None:
-        return total_memory()
+        return own_memory(uses_gpu=step.uses_gpu)
 
     def run(self, work: Work, caller: Caller = ALONE) -> int:
         """Run one worker; 130 when everything has been stopped already."""
