@@ -27,7 +27,7 @@ class Reason(str, Enum):
     MISSING = "missing"
     DAMAGED = "damaged"
     FORCED = "forced"
-    NEVER_CACHED = "each time"
+    NEVER_CACHED = "always"
 
 
 @dataclass(frozen=True)
