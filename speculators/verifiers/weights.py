@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from speculators.errors import UsageError
 from speculators.verifiers.families import SHIFTED_NORMS, text_config
+from speculators.verifiers.packed import PARTS, unpacked
 from speculators.verifiers.quantized import Scales, dequantized
 
 EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -53,7 +55,7 @@ class VerifierWeights:
         """
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         text = text_config(config)
-        tensors = _Tensors(directory)
+        tensors = _Tensors(directory, text.get("quantization_config") or config.get("quantization_config") or {})
         if text.get("rms_norm_eps") is None:
             raise UsageError(
                 f"{directory}: the verifier's final norm is not an RMSNorm; no draft can be trained for it"
@@ -96,20 +98,30 @@ def tensor_files(directory: Path) -> dict[str, Path]:
 
 
 class _Tensors:
-    """The tensors of all safetensors files of a directory."""
+    """The tensors of all safetensors files of a directory, and how its config says that they were quantised."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, quantization: Mapping[str, Any]) -> None:
+        self._directory, self._quantization = directory, quantization
         self._files = tensor_files(directory)
 
     def has(self, endings: Iterable[str]) -> bool:
         """Whether there is any tensor outside of the layers with one of these endings."""
-        return any(_named(self._files, ending) for ending in endings)
+        return any(_named(self._files, ending) or _packed(self._files, ending) for ending in endings)
 
     def read(self, endings: Iterable[str], what: str) -> torch.Tensor:
         """The one with one of these endings, in float32; `what` it is, is for messages."""
+        endings = tuple(endings)
+        packed = [name for ending in endings for name in _packed(self._files, ending)]
+        if len(packed) == 1 and not any(_named(self._files, ending) for ending in endings):
+            return self._unpacked(packed[0])
         name = tensor_name(self._files, endings, f"{self._directory}: ", what)
         return dequantized(read_tensor(self._files[name], name), self._scales(name), f"{self._directory}: {name}")
+
+    def _unpacked(self, name: str) -> torch.Tensor:
+        layer, _, kind = name.rpartition(".")
+        beside = {part: f"{layer}.{part}" for part in PARTS[kind]}
+        parts = {part: read_tensor(self._files[one], one) for part, one in beside.items() if one in self._files}
+        return unpacked(parts, self._quantization, f"{self._directory}: {name}")
 
     def _scales(self, name: str) -> Scales:
         """What stands beside a tensor to dequantise it with."""
@@ -120,8 +132,8 @@ class _Tensors:
 def tensor_name(names: Iterable[str], endings: Iterable[str], where: str, what: str) -> str:
     """The one tensor outside of the layers with one of these endings; of several, that beside the decoder's layers.
 
-    `where` and `what` are for messages. Raises UsageError when there is none, when it is packed, and when it could be
-    any of several.
+    `where` and `what` are for messages. Raises UsageError when there is none, when it is packed (which only `_Tensors`
+    reads), and when it could be any of several.
     """
     every, endings = list(names), tuple(endings)
     layers = Counter(match[1] for match in map(_LAYER.match, every) if match and not _is_elsewhere(match[1]))
@@ -134,10 +146,7 @@ def tensor_name(names: Iterable[str], endings: Iterable[str], where: str, what: 
             return found[0]
         if found:
             raise UsageError(f"{where}the verifier's {what} could be any of {', '.join(sorted(found))}")
-        packed = _named(every, ending.replace(".weight", ".weight_packed")) + _named(
-            every, ending.replace(".weight", ".qweight")
-        )
-        if packed:
+        if packed := _packed(every, ending):
             raise UsageError(
                 f"{where}the verifier's {what} is packed ({packed[0]}); a draft is made for a verifier that keeps it, "
                 "such as the one it was quantised from, and serves with this one"
@@ -154,6 +163,12 @@ def read_tensor(file: Path, name: str) -> torch.Tensor:
 def _named(names: Iterable[str], ending: str) -> list[str]:
     outer = (name for name in names if name == ending or name.endswith(f".{ending}"))
     return [name for name in outer if "layers." not in name and not _is_elsewhere(name)]
+
+
+def _packed(names: Iterable[str], ending: str) -> list[str]:
+    """The packed values that stand in the place of a tensor with this ending."""
+    every = tuple(names)
+    return [name for kind in PARTS for name in _named(every, ending.replace("weight", kind))]
 
 
 def _is_elsewhere(name: str) -> bool:

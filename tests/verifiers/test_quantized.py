@@ -84,16 +84,11 @@ def test_a_head_that_was_kept_is_read_as_it_is(quantise):
             "stored as torch.uint8, which is not read; train the draft for",
         ),
         (
-            lambda head: {"weight_packed": torch.zeros(ROWS, 32, dtype=torch.int32)},
-            "head is packed .lm_head.weight_pack",
-        ),
-        (lambda head: {"qweight": torch.zeros(32, ROWS, dtype=torch.int32)}, "head is packed .lm_head.qweight"),
-        (
             lambda head: {"weight": head.to(torch.int8), "weight_scale": torch.ones(7)},
             r"has the shape \(300, 256\), and scales of the shape \(7,\)",
         ),
     ],
-    ids=["no-scale", "unknown-type", "compressed-tensors", "gptq", "scales-that-do-not-fit"],
+    ids=["no-scale", "unknown-type", "scales-that-do-not-fit"],
 )
 def test_what_cannot_be_read_is_said_in_one_sentence(quantise, make, message):
     with pytest.raises(UsageError, match=message):
