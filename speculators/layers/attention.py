@@ -8,7 +8,8 @@ few scalar products per query. Two exact ways to the same result:
   backward pass calls the kernel's backward with the merged output and log-sum-exp, as ring attention does. Memory
   does not grow with the square of the length.
 
-Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass.
+Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass;
+`flexible_attention.py` is another way there, compiled.
 Grouped heads are never repeated: the heads of a group are more rows of the same product.
 """
 

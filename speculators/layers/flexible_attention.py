@@ -5,14 +5,15 @@ its scores. What a query sees of its own chain or block is a few scores more, ma
 the log-sum-exps of both parts, the softmax over both together is their mean, weighed by sigmoid(a - b) and
 sigmoid(b - a); gradients flow through all of it. A query that sees none of the prefix has a = -inf and weighs it by 0.
 
-It is meant to be compiled, `attend_chains` and `attend_blocks` each as a whole: then scores are never kept, in the
-forward pass or for the backward pass, and the operations after the kernel are fused. Torch compiles it for GPUs alone;
+It is meant to be compiled, each of `Kernels` as a whole: then scores are never kept, in the forward pass or for the
+backward pass, and the operations after the kernel are fused. Torch compiles it for GPUs alone;
 on a CPU it computes the same from dense scores, without gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
@@ -25,21 +26,19 @@ KERNEL: FlexKernelOptions = {"FORCE_USE_FLEX_ATTENTION": True}
 """Never the kernel for few queries: whether it is taken would depend on lengths, and so compile anew."""
 
 
+def attend_prefix(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    """Attend `q` [n, heads, d] to `k` and `v` [s, kv, d] under `mask`: [n, heads, d]."""
+    q, k, v = _by_head(q, k, v)
+    return flex_attention(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=KERNEL)[0].transpose(0, 1)
+
+
 def attend_chains(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    own_k: torch.Tensor | None,
-    own_v: torch.Tensor | None,
-    mask: BlockMask,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, own_k: torch.Tensor, own_v: torch.Tensor, mask: BlockMask
 ) -> torch.Tensor:
-    """Attend `q` [n, heads, d] to `k` and `v` [s, kv, d] under `mask` and to its own [n, steps, kv, d], if any.
+    """Attend `q` [n, heads, d] to `k` and `v` [s, kv, d] under `mask` and to its chain's own, [n, steps, kv, d] each.
 
     Returns [n, heads, d].
     """
-    if own_k is None or own_v is None:
-        q, k, v = _by_head(q, k, v)
-        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=KERNEL)[0].transpose(0, 1)
     before, before_lse = _prefix(q, k, v, mask)
     wide = before_lse.dtype
     grouped = q.reshape(len(q), 1, k.shape[1], -1, q.shape[2])  # [n, 1, kv, r, d]
@@ -77,17 +76,38 @@ def attend_blocks(
     return merged.view(n, width, heads, d)
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """What is compiled; as it is unless `compiled`."""
+
+    prefix: Callable[..., torch.Tensor] = attend_prefix
+    chains: Callable[..., torch.Tensor] = attend_chains
+    blocks: Callable[..., torch.Tensor] = attend_blocks
+
+    @classmethod
+    def compiled(cls, backend: str = "inductor") -> Kernels:
+        """Compiled by torch.compile's `backend`, once for batches of all sizes."""
+        prefix, chains, blocks = (
+            torch.compile(one, dynamic=True, fullgraph=True, backend=backend)
+            for one in (attend_prefix, attend_chains, attend_blocks)
+        )
+        return cls(prefix, chains, blocks)
+
+
+AS_THEY_ARE = Kernels()
+
+
 def flexible_chain_attention(
     q: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor],
     own: tuple[torch.Tensor, torch.Tensor] | None,
     documents: Documents,
-    attend: Callable[..., torch.Tensor] = attend_chains,
+    kernels: Kernels = AS_THEY_ARE,
 ) -> torch.Tensor:
-    """What `chain_attention` returns for these arguments; `attend` is `attend_chains`, compiled or not."""
+    """What `chain_attention` returns for these arguments."""
     _same_in_all_batches(2, q, *prefix, *(own or ()))
     mask = prefix_mask(documents, len(prefix[0]), q.device)
-    return attend(q, *prefix, *(own or (None, None)), mask)
+    return kernels.prefix(q, *prefix, mask) if own is None else kernels.chains(q, *prefix, *own, mask)
 
 
 def flexible_block_attention(
@@ -96,9 +116,9 @@ def flexible_block_attention(
     own: tuple[torch.Tensor, torch.Tensor],
     documents: Documents,
     window: Window | None = None,
-    attend: Callable[..., torch.Tensor] = attend_blocks,
+    kernels: Kernels = AS_THEY_ARE,
 ) -> torch.Tensor:
-    """What `block_attention` returns for these arguments; `attend` is `attend_blocks`, compiled or not."""
+    """What `block_attention` returns for these arguments."""
     _same_in_all_batches(2, *prefix)
     _same_in_all_batches(3, q, *own)
     width, inside = q.shape[1], None
@@ -106,7 +126,7 @@ def flexible_block_attention(
         slots = torch.arange(width, device=q.device)
         inside = window.sees(slots[:, None], slots)
     mask = prefix_mask(documents, len(prefix[0]), q.device, width, window)
-    return attend(q, *prefix, *own, mask, inside)
+    return kernels.blocks(q, *prefix, *own, mask, inside)
 
 
 def _same_in_all_batches(dimensions: int, *tensors: torch.Tensor) -> None:

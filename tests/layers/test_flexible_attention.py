@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from speculators.layers.attention import chain_attention
 from speculators.layers.block_attention import Window, block_attention
 from speculators.layers.documents import Documents, DocumentSpan
-from speculators.layers.flexible_attention import attend_chains, flexible_block_attention, flexible_chain_attention
+from speculators.layers.flexible_attention import Kernels, flexible_block_attention, flexible_chain_attention
 from speculators.layers.key_ranges import prefix_mask
 
 D = 8
@@ -162,11 +162,29 @@ def lengths():
 
 
 @pytest.mark.usefixtures("flexible_gradients")
+@pytest.mark.parametrize("window", [None, Window(60, is_causal=True)])
+def test_one_graph_of_blocks_fits_all_lengths(window):
+    counters.clear()
+    kernels = Kernels.compiled("aot_eager")
+    for sizes in lengths():
+        documents = documents_of(sizes)
+        n, s = (sum(one) for one in zip(*sizes, strict=True))
+        ours = tensors([(n, 2, 4, D), *[(s, 2, D)] * 2, *[(n, 2, 2, D)] * 2], torch.float32)
+        q, prefix, own = ours[0], (ours[1], ours[2]), (ours[3], ours[4])
+        out = flexible_block_attention(q, prefix, own, documents, window, kernels)
+        wanted = block_attention(q, prefix, own, documents, window)
+        torch.testing.assert_close(out, wanted)
+        for one, other in zip(gradients(out, ours), gradients(wanted, ours), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("flexible_gradients")
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_one_graph_fits_all_lengths(steps):
     """One with gradients and one without, and no more for further steps of the chains."""
     counters.clear()
-    compiled = torch.compile(attend_chains, dynamic=True, fullgraph=True, backend="aot_eager")
+    kernels = Kernels.compiled("aot_eager")
     for number, sizes in enumerate(lengths()):
         documents = documents_of(sizes)
         drafted = steps + number % 3 if steps > 1 else steps
@@ -174,7 +192,7 @@ def test_one_graph_fits_all_lengths(steps):
         wanted = dense_chains(documents, *ours)
         for is_training in (True, False):
             with torch.set_grad_enabled(is_training):
-                out = flexible_chain_attention(q, (k, v), tuple(own) or None, documents, compiled)
+                out = flexible_chain_attention(q, (k, v), tuple(own) or None, documents, kernels)
             torch.testing.assert_close(out, wanted)
             if is_training:
                 for one, other in zip(gradients(out, ours), gradients(wanted, ours), strict=True):
