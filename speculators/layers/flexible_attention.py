@@ -6,8 +6,8 @@ the log-sum-exps of both parts, the softmax over both together is their mean, we
 sigmoid(b - a); gradients flow through all of it. A query that sees none of the prefix has a = -inf and weighs it by 0.
 
 It is meant to be compiled, each of `Kernels` as a whole: then scores are never kept, in the forward pass or for the
-backward pass, and the operations after the kernel are fused. Torch compiles it for GPUs alone;
-on a CPU it computes the same from dense scores, without gradients.
+backward pass, and the operations after the kernel are fused. Torch compiles it for GPUs alone; on a CPU it computes the
+same from dense scores, without gradients.
 """
 
 from __future__ import annotations
