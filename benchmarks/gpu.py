@@ -5,16 +5,19 @@
 
 It needs a checkout, PyTorch, transformers, safetensors, msgspec and psutil, and no network: weights and hidden states
 are random. First the checks, on the small shapes of `--checked`: loss and gradients against float64 on the CPU, in
-float32 and in the precision of training; compiled against eager; scores computed twice against scores kept; and a
-training of some steps beside the same one in float32. A check that fails ends the program with 1. Then, for `--shape`,
-every fraction of tokens in the loss and every number of steps: tokens a second, the rate of the step's products as a
-part of what a plain product of large matrices reaches on this device, and the memory that the step adds.
+float32 and in the precision of training; compiled against eager; scores computed twice against scores kept; on a GPU
+FlexAttention against plain attention; and a training of some steps beside the same one in float32. A check that fails
+ends the program with 1. Then, for `--shape`, every fraction of tokens in the loss, every number of steps and every way
+of `--attention`: tokens a second, the rate of the step's products as a part of what a plain product of large matrices
+reaches on this device, and the memory that the step adds. FlexAttention is compiled, and torch has its gradients on
+GPUs alone: without one it is left out, which is said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -23,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,10 +42,13 @@ from speculators.algorithms.eagle3.objective import Eagle3Objective  # noqa: E40
 from speculators.layers import attention  # noqa: E402
 from speculators.layers.products import mix_precision, product_dtype  # noqa: E402
 from speculators.layers.vocabulary import VerifierHead  # noqa: E402
-from speculators.recipe.shapes.train import AdamW, Execution  # noqa: E402
-from speculators.training.execution import apply_execution  # noqa: E402
+from speculators.recipe.shapes.train import AdamW  # noqa: E402
+from speculators.training.execution import attend_flexibly, compile_layers  # noqa: E402
 from speculators.training.loop import Silent  # noqa: E402
 from speculators.training.optimizers import Optimizer  # noqa: E402
+
+Attention = Literal["plain", "flexible"]
+WAYS: tuple[Attention, ...] = ("plain", "flexible")
 
 COURSE = 20
 """Steps of the training that is compared."""
@@ -53,7 +59,16 @@ ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 class Trainable:
     """A workload's draft on a device, in one precision, always from the same weights."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        compiled: bool = False,
+        attention: Attention = "plain",
+    ) -> None:
+        """`compiled` is about the layers; flexible attention always is."""
         workload, network, head, batch = read(folder)
         masters = torch.float64 if dtype == torch.float64 else torch.float32
         self.network = network.to(device, masters)
@@ -70,8 +85,11 @@ class Trainable:
             argmax=batch.argmax.to(device),
         )
         self.objective = Eagle3Objective(self.network, algorithm(workload), head, compute_dtype=dtype)
+        self.told = Loud()
         if compiled:
-            apply_execution(self.objective, Execution(recompute=False, loss_positions=None, compile=True), Loud())
+            compile_layers(self.network, self.told)
+        if attention == "flexible":
+            attend_flexibly(self.network, self.told)
         self._optimizer = Optimizer(
             self.network, AdamW(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8)
         )
@@ -95,10 +113,14 @@ class Trainable:
 
 
 class Loud(Silent):
-    """Prints what training tells."""
+    """Prints what training tells, and remembers whether it told anything."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        print(f"  {text}")
+        self.messages.append(text)
+        print(f"  {text}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -131,11 +153,26 @@ def checks(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[C
         twice = Trainable(folder, device, torch.float32)
         twice.backward()
     yield Check("gradients, scores computed twice", apart(twice.gradients(), eager.gradients()), 1e-5)
+    if device.type == "cuda":
+        for precision in dict.fromkeys((torch.float32, dtype)):
+            yield flexible_check(folder, device, precision)
     if dtype != torch.float32:
         courses = [Trainable(folder, device, precision) for precision in (dtype, torch.float32)]
         losses = [[one.step() for _ in range(COURSE)] for one in courses]
         worst = max(abs(mine / theirs - 1) for mine, theirs in zip(*losses, strict=True))
         yield Check(f"{COURSE} losses of a training, against float32", worst, ALLOWED[dtype])
+
+
+def flexible_check(folder: Path, device: torch.device, dtype: torch.dtype) -> Check:
+    """FlexAttention's gradients, of more tokens than it needs; where it does not compile, they are infinitely far."""
+    with tempfile.TemporaryDirectory() as large:
+        write(replace(read(folder)[0], tokens=2048, document=512), Path(large))
+        plain, flexible = (Trainable(Path(large), device, dtype, attention=way) for way in WAYS)
+    for one in (plain, flexible):
+        one.backward()
+    name = f"{str(dtype).removeprefix('torch.')}: gradients, FlexAttention against plain"
+    distance = math.inf if flexible.told.messages else apart(flexible.gradients(), plain.gradients())
+    return Check(name, distance, ALLOWED[dtype])
 
 
 def apart(mine: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -192,19 +229,24 @@ def product_rate(clock: Clock, device: torch.device, dtype: torch.dtype, size: i
     return 2 * size**3 / clock.median(lambda: left @ right, 10)
 
 
-def speed(workload: Workload, device: torch.device, rate: float, *, compiled: bool) -> dict[str, Any]:
-    """One workload's figures."""
+def speed(
+    workload: Workload, device: torch.device, rate: float, *, compiled: bool, attention: Attention
+) -> dict[str, Any]:
+    """One workload's figures; operations are counted in the plain step, which every way has to stand for."""
     clock = Clock(device)
     with tempfile.TemporaryDirectory() as name:
         write(workload, Path(name))
-        trained = Trainable(Path(name), device, workload.dtype, compiled=compiled)
-    seconds = clock.median(trained.step, workload.repeats)
-    added = clock.added_bytes(trained.step)
+        trained = Trainable(Path(name), device, workload.dtype, compiled=compiled, attention=attention)
+        seconds = clock.median(trained.step, workload.repeats)
+        added = clock.added_bytes(trained.step)
+        del trained
+        plain = Trainable(Path(name), device, workload.dtype)
     with FlopCounterMode(display=False) as counted:
-        trained.step()
+        plain.step()
     return {
         "loss_fraction": workload.fraction,
         "steps": workload.steps,
+        "attention": attention,
         "tokens_per_second": workload.tokens / seconds,
         "product_rate_share": counted.get_total_flops() / seconds / rate,
         "added_gigabytes": None if added is None else added / 2**30,
@@ -213,10 +255,13 @@ def speed(workload: Workload, device: torch.device, rate: float, *, compiled: bo
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures, in Markdown."""
-    lines = ["| loss on | steps | tokens/s | of the rate of products | memory added |", "|---|---|---|---|---|"]
+    lines = [
+        "| loss on | steps | attention | tokens/s | of the rate of products | memory added |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         memory = "-" if row["added_gigabytes"] is None else f"{row['added_gigabytes']:.1f} GiB"
-        cells = f"{row['loss_fraction']:.0%}", row["steps"], f"{row['tokens_per_second']:,.0f}"
+        cells = f"{row['loss_fraction']:.0%}", row["steps"], row["attention"], f"{row['tokens_per_second']:,.0f}"
         lines.append(f"| {' | '.join(map(str, cells))} | {row['product_rate_share']:.0%} | {memory} |")
     return "\n".join(lines)
 
@@ -232,7 +277,14 @@ def main() -> None:
     parser.add_argument("--draft-vocabulary", type=int, default=32_000)
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 7], help="of training-time test")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.3, 0.6, 1.0], help="of tokens in the loss")
-    parser.add_argument("--compile", action="store_true", help="measure the compiled step")
+    parser.add_argument("--compile", action="store_true", help="measure the step with compiled layers")
+    parser.add_argument(
+        "--attention",
+        choices=WAYS,
+        nargs="+",
+        default=list(WAYS),
+        help="which are measured",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -272,10 +324,20 @@ def main() -> None:
         document=min(arguments.document, arguments.tokens),
         draft_vocabulary=arguments.draft_vocabulary,
     )
+    ways = [way for way in arguments.attention if way == "plain" or device.type == "cuda"]
+    if ways != arguments.attention:
+        print("FlexAttention is left out: torch has its gradients on GPUs alone\n", file=out)
     rows = [
-        speed(replace(measured, fraction=fraction, steps=steps), device, rate, compiled=arguments.compile)
+        speed(
+            replace(measured, fraction=fraction, steps=steps),
+            device,
+            rate,
+            compiled=arguments.compile,
+            attention=attention,
+        )
         for steps in arguments.steps
         for fraction in arguments.fractions
+        for attention in ways
     ]
     if arguments.json:
         told = [{"name": one.name, "apart": one.apart, "allowed": one.allowed} for one in done]

@@ -182,3 +182,13 @@ def short_training():
         return objective, batch, losses, options.speculative_tokens
 
     return train
+
+
+@pytest.fixture
+def flexible_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has FlexAttention's gradients on a CPU, from dense scores, but refuses to begin; here it begins."""
+    import torch
+    import torch.nn.attention.flex_attention as flexible
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(flexible, "_validate_device", lambda *tensors: None)

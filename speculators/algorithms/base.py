@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from speculators.layers.attention import chain_attention
+from speculators.layers.block_attention import block_attention
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -90,6 +93,12 @@ class DraftNetwork(nn.Module):
 
     computes_layers_in_halves: ClassVar[bool] = True
     """Whether training goes through `enter` and `leave` of its decoder layers, if it has any: they can be compiled."""
+
+    attends: ClassVar[bool] = False
+    """Whether training attends by one of the two below: others with the same result may be put in their place."""
+
+    chain_attention = staticmethod(chain_attention)
+    block_attention = staticmethod(block_attention)
 
     added: ClassVar[tuple[str, ...]] = ()
     """Modules, by name, that it adds to another algorithm's draft: beginning with one of those leaves them fresh."""

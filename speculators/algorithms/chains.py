@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from speculators.layers.attention import DocumentSpan
+from speculators.layers.documents import Documents, DocumentSpan
 
 if TYPE_CHECKING:
     from speculators.algorithms.base import Batch
@@ -39,9 +39,9 @@ class Chains:
     """int64 [C]: first token of each context position's document."""
     alive: tuple[torch.Tensor, ...]
     """One int64 [A_j] a step."""
-    documents: tuple[DocumentSpan, ...]
+    documents: Documents
     """Queries are chains, keys are context positions."""
-    whole_documents: tuple[DocumentSpan, ...]
+    whole_documents: Documents
     """Queries and keys are both context positions."""
     numbers: torch.Tensor
     """int64 [A]: which document of the batch each chain is in."""
@@ -97,7 +97,7 @@ def find_chains(loss_mask: torch.Tensor, lengths: Sequence[int], steps: int) -> 
         chains, keys = chains + len(own), keys + len(context)
     if not roots:
         nothing = torch.empty(0, dtype=torch.int64)
-        return Chains(nothing, nothing, nothing, nothing, (nothing,) * steps, (), (), nothing)
+        return Chains(nothing, nothing, nothing, nothing, (nothing,) * steps, Documents(()), Documents(()), nothing)
     rooted = torch.cat(roots)
     lives = torch.stack([drafts[rooted + 1 + step] for step in range(steps)]).cumprod(0).bool()
     return Chains(
@@ -106,13 +106,13 @@ def find_chains(loss_mask: torch.Tensor, lengths: Sequence[int], steps: int) -> 
         in_context=torch.cat(inside),
         starts=torch.cat(starts),
         alive=tuple(living.nonzero()[:, 0] for living in lives),
-        documents=tuple(spans),
-        whole_documents=tuple(whole),
+        documents=Documents(tuple(spans)),
+        whole_documents=Documents(tuple(whole)),
         numbers=torch.cat(numbers),
     )
 
 
-def spans_of(chains: Chains, some: torch.Tensor) -> tuple[DocumentSpan, ...]:
+def documents_of(chains: Chains, some: torch.Tensor) -> Documents:
     """`chains.documents` for the chains numbered `some` (int64, ascending) alone, without documents that have none."""
     spans = []
     for document in chains.documents:
@@ -121,7 +121,7 @@ def spans_of(chains: Chains, some: torch.Tensor) -> tuple[DocumentSpan, ...]:
         if start < stop:
             visible = document.visible[some[start:stop] - document.queries.start]
             spans.append(DocumentSpan(slice(start, stop), document.keys, visible))
-    return tuple(spans)
+    return Documents(tuple(spans))
 
 
 def some_chains(chains: Chains, kept: torch.Tensor) -> Chains:
@@ -135,6 +135,6 @@ def some_chains(chains: Chains, kept: torch.Tensor) -> Chains:
         roots=chains.roots[kept],
         in_context=chains.in_context[kept],
         alive=tuple(alive),
-        documents=spans_of(chains, kept),
+        documents=documents_of(chains, kept),
         numbers=chains.numbers[kept],
     )

@@ -8,39 +8,31 @@ few scalar products per query. Two exact ways to the same result:
   backward pass calls the kernel's backward with the merged output and log-sum-exp, as ring attention does. Memory
   does not grow with the square of the length.
 
-Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass.
+Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass;
+`flexible_attention.py` is another way there, compiled.
 Grouped heads are never repeated: the heads of a group are more rows of the same product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from speculators.layers.documents import Documents, DocumentSpan
+
 PLAIN_SCORES = 1 << 25
 """Scores of a document (heads * queries * keys) above which they are not kept for backward: 64 MiB in bfloat16."""
-
-
-@dataclass(frozen=True)
-class DocumentSpan:
-    """One document in a packed batch: its rows among the queries and among the prefix keys."""
-
-    queries: slice
-    keys: slice
-    visible: torch.Tensor
-    """int64 [queries]: how many of the document's keys each query sees."""
 
 
 def chain_attention(
     q: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor],
     own: tuple[torch.Tensor, torch.Tensor] | None,
-    documents: Sequence[DocumentSpan],
+    documents: Documents,
     fused: bool | None = None,
 ) -> torch.Tensor:
     """Attend `q` [n, heads, d] to `prefix` keys and values, [s, kv, d] each, and to `own`, [n, steps, kv, d] each.
@@ -69,14 +61,14 @@ class _ChainAttention(torch.autograd.Function):
         v: torch.Tensor,
         own_k: torch.Tensor,
         own_v: torch.Tensor,
-        documents: Sequence[DocumentSpan],
+        documents: Documents,
         fused: bool | None,
     ) -> torch.Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         kept: list[torch.Tensor] = []
         ways: list[bool] = []
-        for document in documents:
-            part = _Part.of(q, k, v, own_k, own_v, document)
+        for document, visible in zip(documents, documents.visible(q.device), strict=True):
+            part = _Part.of(q, k, v, own_k, own_v, document, visible)
             size = q.shape[1] * part.q.shape[2] * k[document.keys].shape[0]
             is_fused = fused if fused is not None else q.device.type == "cpu" and size > PLAIN_SCORES
             attended, saved = _fused(part) if is_fused else _plain(part)
@@ -94,8 +86,9 @@ class _ChainAttention(torch.autograd.Function):
         # Keys after the last document's last root belong to no span; they get no gradient.
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
         grad_own_k, grad_own_v = torch.empty_like(own_k), torch.empty_like(own_v)
-        for document, is_fused, saved in zip(ctx.documents, ctx.ways, kept, strict=True):
-            part = _Part.of(q, k, v, own_k, own_v, document)
+        seen = ctx.documents.visible(q.device)
+        for document, visible, is_fused, saved in zip(ctx.documents, seen, ctx.ways, kept, strict=True):
+            part = _Part.of(q, k, v, own_k, own_v, document, visible)
             gradient = part.split_heads(gradients[0][document.queries].to(q.dtype))
             attended = part.split_heads(out[document.queries])
             if is_fused:
@@ -130,15 +123,16 @@ class _Part:
         own_k: torch.Tensor,
         own_v: torch.Tensor,
         document: DocumentSpan,
+        visible: torch.Tensor,
     ) -> _Part:
         kv, rows = k.shape[1], document.queries
         return cls(
-            q=q[rows].view(len(document.visible), kv, -1, q.shape[2]).permute(1, 2, 0, 3).contiguous(),
+            q=q[rows].view(len(visible), kv, -1, q.shape[2]).permute(1, 2, 0, 3).contiguous(),
             k=k[document.keys].transpose(0, 1),
             v=v[document.keys].transpose(0, 1),
             own_k=own_k[rows].permute(2, 0, 1, 3),
             own_v=own_v[rows].permute(2, 0, 1, 3),
-            visible=document.visible.to(q.device),
+            visible=visible,
         )
 
     @property

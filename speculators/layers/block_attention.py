@@ -6,13 +6,12 @@ made for as many blocks at a time as fit, and made again in the backward pass, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from speculators.layers.attention import DocumentSpan
+from speculators.layers.documents import Documents
 
 SCORES = 1 << 25
 """Scores computed at a time: 128 MiB in float32."""
@@ -35,7 +34,7 @@ def block_attention(
     q: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor],
     own: tuple[torch.Tensor, torch.Tensor],
-    documents: Sequence[DocumentSpan],
+    documents: Documents,
     window: Window | None = None,
     scores: int = SCORES,
 ) -> torch.Tensor:
@@ -47,7 +46,7 @@ def block_attention(
     have blocks as their queries.
     """
     out = []
-    for document in documents:
+    for document, there in zip(documents, documents.visible(q.device), strict=True):
         keys, values = (one[document.keys] for one in prefix)
         count = document.queries.stop - document.queries.start
         size = max(1, scores // (q.shape[1] * q.shape[2] * (len(keys) + q.shape[1])))
@@ -58,7 +57,7 @@ def block_attention(
             first = 0 if window is None else min(max(0, int(visible.min()) - window.size + 1), seen - 1)
             parts = (
                 *(q[blocks], keys[first:seen], values[first:seen], own[0][blocks], own[1][blocks]),
-                *(visible.to(q.device), first, window),
+                *(there[start : start + size], first, window),
             )
             is_bounded = count > size and torch.is_grad_enabled()
             out.append(checkpoint(_attend, *parts, use_reentrant=False) if is_bounded else _attend(*parts))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from speculators.layers import attention
-from speculators.layers.attention import DocumentSpan, chain_attention
+from speculators.layers.attention import chain_attention
+from speculators.layers.documents import Documents, DocumentSpan
 
 
 def gradients() -> tuple[list[torch.Tensor], int]:
@@ -18,11 +19,10 @@ def gradients() -> tuple[list[torch.Tensor], int]:
     ]
     q, k, v = (one.requires_grad_() for one in (q, *others[:2]))
     own_k, own_v = (one.transpose(1, 2).contiguous().requires_grad_() for one in others[2:])
-    spans = [
-        DocumentSpan(slice(0, 4), slice(0, 5), torch.tensor([2, 3, 4, 5])),
-        DocumentSpan(slice(4, 9), slice(5, 12), torch.tensor([3, 4, 5, 6, 7])),
-    ]
-    out = chain_attention(q, (k, v), (own_k, own_v), spans, fused=False)
+    first = DocumentSpan(slice(0, 4), slice(0, 5), torch.tensor([2, 3, 4, 5]))
+    second = DocumentSpan(slice(4, 9), slice(5, 12), torch.tensor([3, 4, 5, 6, 7]))
+    documents = Documents((first, second))
+    out = chain_attention(q, (k, v), (own_k, own_v), documents, fused=False)
     kept = sum(one.numel() for one in out.grad_fn.saved_tensors)  # type: ignore[union-attr]
     (out * torch.arange(8)).sum().backward()  # type: ignore[no-untyped-call]
     return [one.grad for one in (q, k, v, own_k, own_v) if one.grad is not None], kept

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from speculators.layers.attention import DocumentSpan
 from speculators.layers.block_attention import Window, block_attention
+from speculators.layers.documents import Documents, DocumentSpan
 
 HEADS, GROUPS, D, B = 6, 2, 4, 3
-DOCUMENTS = (
-    DocumentSpan(slice(0, 4), slice(0, 7), torch.tensor([1, 3, 4, 7])),
-    DocumentSpan(slice(4, 5), slice(7, 12), torch.tensor([5])),
+DOCUMENTS = Documents(
+    (
+        DocumentSpan(slice(0, 4), slice(0, 7), torch.tensor([1, 3, 4, 7])),
+        DocumentSpan(slice(4, 5), slice(7, 12), torch.tensor([5])),
+    )
 )
 
 

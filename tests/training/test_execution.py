@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from safetensors.torch import load_file
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from speculators.algorithms.base import Objective
 from speculators.recipe.shapes.train import Execution
-from speculators.training.execution import apply_execution
+from speculators.training import compiled_attention, execution
+from speculators.training.execution import apply_execution, attend_flexibly
 from speculators.training.loop import Silent, TrainingInputs, train
 
 Build = Callable[..., TrainingInputs]
@@ -107,3 +111,52 @@ def test_every_objective_can_be_left_as_it_is(training: Build) -> None:
     before = dict(vars(objective.network.layers[0]))  # type: ignore[index]
     apply_execution(objective, PLAIN, Told())
     assert dict(vars(objective.network.layers[0])) == before  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("flexible_gradients")
+def test_flexible_attention_learns_the_same(training: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way, without one: all batches are small here, so the least size is made smaller."""
+    monkeypatch.setattr(compiled_attention, "TILE", 1)
+    told, inputs = Told(), training("flexible", optimizer="adamw")
+    attend_flexibly(inputs.objective.network, told, backend="aot_eager")
+    counters.clear()
+    train(replace(inputs, report=told))
+    assert told.messages == []
+    assert 0 < counters["stats"]["unique_graphs"] <= 8
+    plain = trained(training("plain", optimizer="adamw"), PLAIN, Told())
+    same(inputs.output / "model.safetensors", plain, 1e-5)
+
+
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+@pytest.mark.usefixtures("flexible_gradients")
+def test_flexible_attention_that_cannot_be_compiled_is_told_once(
+    fails: str, training: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        return make_boxed_func(graph.forward)
+
+    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        raise OSError("no Triton here\nand more")
+
+    monkeypatch.setattr(compiled_attention, "TILE", 1)
+    backend = aot_autograd(fw_compiler=broken if fails == "forward" else works, bw_compiler=broken)
+    told, inputs = Told(), training("flexible")
+    attend_flexibly(inputs.objective.network, told, backend)
+    train(replace(inputs, report=told))
+    assert len(told.messages) == 1
+    assert told.messages[0].startswith("FlexAttention could not be compiled, so attention is computed plainly: ")
+    assert "no Triton here" in told.messages[0]
+    same(inputs.output / "model.safetensors", trained(training("plain"), PLAIN, Told()), 0)
+
+
+def test_compiling_reaches_attention_on_a_gpu_alone(training: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    flexible = []
+    monkeypatch.setattr(execution, "attend_flexibly", lambda network, report, backend: flexible.append(network))
+    on_cpu, on_gpu = training().objective, training().objective
+    apply_execution(on_cpu, replaced(compile=True), Told())
+    assert flexible == []
+    monkeypatch.setattr(
+        type(on_gpu.network), "parameters", lambda self: iter([SimpleNamespace(device=SimpleNamespace(type="cuda"))])
+    )
+    apply_execution(on_gpu, replaced(compile=True), Told())
+    assert flexible == [on_gpu.network]

@@ -36,6 +36,7 @@ class DFlashNetwork(DraftNetwork):
     config: DFlashConfig
     shares_weights: ClassVar[bool] = True
     computes_layers_in_halves: ClassVar[bool] = False
+    attends: ClassVar[bool] = True
     d2t: torch.Tensor
     t2d: torch.Tensor
     embedding: torch.Tensor

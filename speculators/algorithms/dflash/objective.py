@@ -17,7 +17,6 @@ from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.dflash.config import DFlashConfig
 from speculators.algorithms.dflash.network import DFlashNetwork
 from speculators.algorithms.judging import Counted, Criterion, Judge, nothing_to_judge
-from speculators.layers.block_attention import block_attention
 from speculators.layers.products import weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.blocks import BlockOptions
@@ -142,7 +141,7 @@ def block_states(network: DFlashNetwork, batch: Batch, chains: Chains) -> torch.
         prefix = layer.keys_values(context, tables)
         x, kept = network.mix_in(number, "attention_conv", layer.input_layernorm(state))
         queries, own = layer.queries(x, block_tables), layer.keys_values(x, block_tables)
-        mixed = block_attention(queries, prefix, own, chains.documents, network.window(number))
+        mixed = network.block_attention(queries, prefix, own, chains.documents, network.window(number))
         attended = layer.self_attn.o_proj(mixed.flatten(-2))
         state = state + network.mix_out(number, "attention_conv", attended, kept)
         x, kept = network.mix_in(number, "mlp_conv", layer.post_attention_layernorm(state))

@@ -6,6 +6,7 @@ Parameter names are those of the checkpoint format, which are the model's own wi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ class DraftModelNetwork(DraftNetwork):
     """Embedding, decoder layers, final norm and head; a tied head is the embedding, and no parameter of its own."""
 
     config: DraftModelConfig
+    attends: ClassVar[bool] = True
 
     def __init__(self, config: DraftModelConfig) -> None:
         super().__init__()

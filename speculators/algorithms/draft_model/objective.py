@@ -16,8 +16,8 @@ from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
 from speculators.algorithms.chains import Chains, find_chains
 from speculators.algorithms.draft_model.network import DraftModelNetwork
 from speculators.algorithms.judging import Criterion, Judge, chosen_otherwise, nothing_to_judge
-from speculators.layers.attention import DocumentSpan, chain_attention
 from speculators.layers.causal_attention import causal_attention
+from speculators.layers.documents import Documents, DocumentSpan
 from speculators.layers.products import weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.draft_model import DraftModel
@@ -86,7 +86,7 @@ class DraftModelObjective:
                 newest = texts.newest.to(ids.device)
                 x, residual = x.index_select(0, newest), residual.index_select(0, newest)
                 queries = block.queries(x, (tables[0][newest], tables[1][newest])).to(self._product)
-                attended = chain_attention(queries, (keys, values), None, texts.spans)
+                attended = network.chain_attention(queries, (keys, values), None, texts.documents)
             state = block.leave(attended, residual)
         result: torch.Tensor = network.norm(state)
         return result
@@ -107,7 +107,7 @@ class _Texts:
     """Each document's among the T."""
     newest: torch.Tensor
     """int64 [A]: where each chain's newest token, the one after its root, stands among the T."""
-    spans: tuple[DocumentSpan, ...]
+    documents: Documents
     """Queries are chains, keys are the T."""
 
 
@@ -122,4 +122,4 @@ def _texts(chains: Chains) -> _Texts:
         newest.append(chains.in_context[document.queries] + number + 1)
         spans.append(DocumentSpan(document.queries, keys, document.visible + 1))
     rows = tuple(span.keys for span in spans)
-    return _Texts(torch.cat(tokens), torch.cat(positions), rows, torch.cat(newest), tuple(spans))
+    return _Texts(torch.cat(tokens), torch.cat(positions), rows, torch.cat(newest), Documents(tuple(spans)))

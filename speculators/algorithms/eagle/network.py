@@ -35,6 +35,7 @@ class EagleNetwork(DraftNetwork):
     config_type: ClassVar[type[EagleConfig]] = EagleConfig
     config: EagleConfig
     shares_weights: ClassVar[bool] = True
+    attends: ClassVar[bool] = True
     verifier_head: torch.Tensor
     verifier_norm: torch.Tensor
 

@@ -22,7 +22,6 @@ from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.eagle.network import EagleNetwork
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, Verdict, nothing_to_judge
-from speculators.layers.attention import chain_attention
 from speculators.layers.products import weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.eagle import Eagle, Hass
@@ -119,7 +118,7 @@ class EagleObjective:
                 tables = network.tables(roots + step, longest)
                 own.append(layer.keys_values(x, tables))
             drafted = (torch.stack([k for k, _ in own], 1), torch.stack([v for _, v in own], 1)) if own else None
-            attended = chain_attention(layer.queries(x, tables), prefix, drafted, chains.documents)
+            attended = network.chain_attention(layer.queries(x, tables), prefix, drafted, chains.documents)
             outs.append(layer.leave(attended, residual))
         return outs
 

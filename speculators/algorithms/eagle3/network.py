@@ -7,6 +7,8 @@ checkpoint format. Who attends to what is the caller's business (see `layers/dec
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -26,6 +28,7 @@ class Eagle3Network(DraftNetwork):
     """The draft. `d2t` int64 [Vd] (offsets) and `t2d` bool [V] are buffers, only when the vocabulary is reduced."""
 
     config: Eagle3Config
+    attends: ClassVar[bool] = True
     d2t: torch.Tensor
     t2d: torch.Tensor
 

@@ -14,7 +14,6 @@ from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.eagle3.network import Eagle3Network
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
-from speculators.layers.attention import chain_attention
 from speculators.layers.products import rounded_weight, weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.eagle3 import Eagle3
@@ -62,31 +61,33 @@ class Eagle3Objective:
         counted = self.judge.count(batch, chains, total)
         if not len(chains.roots):
             return nothing_to_judge(chains)
+        alive = [some.to(batch.aux.device) for some in chains.alive]
         with weights_rounded_once(network):
             outs = self._unroll(batch, chains, noise)
-            hidden = [
-                network.norm(out.index_select(0, alive.to(out.device)))
-                for out, alive in zip(outs, chains.alive, strict=True)
-            ]
+            hidden = [network.norm(out.index_select(0, some)) for out, some in zip(outs, alive, strict=True)]
             head = network.head_weight, rounded_weight(network.lm_head)
             return self.judge.judge(batch, chains, counted, hidden, head).evaluation
 
     def _unroll(self, batch: Batch, chains: Chains, noise: Noise | None) -> list[torch.Tensor]:
-        """The last layer's output of every chain at every step, [A, h] each."""
+        """The last layer's output of every chain at every step, [A, h] each.
+
+        Indices go to the device before anything is computed: later, a GPU would be waited for.
+        """
         network, ids = self.network, batch.input_ids
+        roots, in_context = chains.roots.to(ids.device), chains.in_context.to(ids.device)
         longest = max(batch.lengths) + self.steps
         features = batch.aux[chains.context].to(network.norm.weight.dtype)
         if noise is not None and self._options.feature_noise:
             features = features + uniform(features, chains, noise) * self._options.feature_noise
         state = network.fuse(features).to(features.dtype)  # the residual stream is never rounded
         positions = chains.positions.to(features.device)
-        state, prefix = self._first_step(chains, ids[chains.context + 1], state, longest)
+        state, prefix = self._first_step(chains, in_context, ids[chains.context + 1], state, longest)
         outs = [state]
         own: list[list[KeysValues]] = [[] for _ in prefix]
-        rooted = positions[chains.in_context]
+        rooted = positions[in_context]
         for step in range(1, self.steps):
             # Tokens beyond a document's end belong to chains that no longer count.
-            newest = (chains.roots + 1 + step).clamp_(max=len(ids) - 1)
+            newest = (roots + 1 + step).clamp_(max=len(ids) - 1)
             embeddings = network.embed(ids[newest])
             tables = network.tables(rooted + step, longest)
             state = network.next_state(state)
@@ -97,15 +98,18 @@ class Eagle3Objective:
                     torch.stack([pair[0] for pair in own[layer]], 1),
                     torch.stack([pair[1] for pair in own[layer]], 1),
                 )
-                attended = chain_attention(q, keys_values, drafted, chains.documents)
+                attended = network.chain_attention(q, keys_values, drafted, chains.documents)
                 state = network.finish_layer(layer, attended, residual)
             outs.append(state)
         return outs
 
     def _first_step(
-        self, chains: Chains, next_ids: torch.Tensor, state: torch.Tensor, longest: int
+        self, chains: Chains, rooted: torch.Tensor, next_ids: torch.Tensor, state: torch.Tensor, longest: int
     ) -> tuple[torch.Tensor, list[KeysValues]]:
-        """Step 0: the stream [A, h] of the chains after the last layer, and each layer's keys and values [C, kv, d]."""
+        """Step 0: the stream [A, h] of the chains after the last layer, and each layer's keys and values [C, kv, d].
+
+        `rooted` int64 [A] is where the chains' roots stand in the context.
+        """
         network = self.network
         embeddings = network.embed(next_ids)
         tables = network.tables(chains.positions.to(state.device), longest)
@@ -116,11 +120,10 @@ class Eagle3Objective:
             prefix.append(block.keys_values(x, tables))
             documents = chains.whole_documents
             if number == network.config.layers - 1:  # the other layers' keys need their stream everywhere
-                rooted = chains.in_context.to(x.device)
                 x, residual = x.index_select(0, rooted), residual.index_select(0, rooted)
-                tables = tables[0][chains.in_context], tables[1][chains.in_context]
+                tables = tables[0][rooted], tables[1][rooted]
                 documents = chains.documents
-            attended = chain_attention(block.queries(x, tables), prefix[number], None, documents)
+            attended = network.chain_attention(block.queries(x, tables), prefix[number], None, documents)
             state = block.leave(attended, residual)
         return state, prefix
 

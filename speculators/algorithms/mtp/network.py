@@ -67,6 +67,7 @@ class MtpNetwork(DraftNetwork):
 
     config: MtpConfig
     shares_weights: ClassVar[bool] = True
+    attends: ClassVar[bool] = True
     embedding: torch.Tensor
     head: torch.Tensor
     verifier_norm: torch.Tensor

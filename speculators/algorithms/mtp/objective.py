@@ -13,7 +13,6 @@ from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
 from speculators.algorithms.chains import Chains, chains_of
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
 from speculators.algorithms.mtp.network import MtpNetwork
-from speculators.layers.attention import chain_attention
 from speculators.layers.products import weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.mtp import Mtp
@@ -73,7 +72,7 @@ class MtpObjective:
         prefix = layer.self_attn.keys_values(x, tables)
         x, residual = x[chains.in_context], residual[chains.in_context]
         queries, gates = layer.self_attn.queries(x, (tables[0][chains.in_context], tables[1][chains.in_context]))
-        outs = [layer.leave(chain_attention(queries, prefix, None, chains.documents), gates, residual)]
+        outs = [layer.leave(network.chain_attention(queries, prefix, None, chains.documents), gates, residual)]
         rooted = positions[chains.in_context]
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
@@ -87,7 +86,7 @@ class MtpObjective:
                 found.append(new)
             own = torch.stack(keys, 1), torch.stack(values, 1)
             queries, gates = layer.self_attn.queries(x, tables)
-            outs.append(layer.leave(chain_attention(queries, prefix, own, chains.documents), gates, residual))
+            outs.append(layer.leave(network.chain_attention(queries, prefix, own, chains.documents), gates, residual))
         return outs
 
 

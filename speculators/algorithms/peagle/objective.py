@@ -7,16 +7,16 @@ sees the document's prefix and its own chain's depths. The result equals the den
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from speculators.algorithms.base import Batch, Evaluation, Noise, Total, alone
-from speculators.algorithms.chains import Chains, chains_of, spans_of
+from speculators.algorithms.chains import Chains, chains_of, documents_of
 from speculators.algorithms.feature_noise import uniform
 from speculators.algorithms.judging import Criterion, Judge, nothing_to_judge
 from speculators.algorithms.peagle.network import PEagleNetwork
-from speculators.layers.attention import chain_attention
+from speculators.layers.documents import Documents
 from speculators.layers.products import rounded_weight, weights_rounded_once
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.peagle import DepthSampling, PEagle
@@ -83,9 +83,9 @@ class PEagleObjective:
         positions = chains.positions.to(features.device)
         tables = network.tables(positions, longest)
 
-        deeper = chains.alive[1:]
-        sizes = [len(alive) for alive in deeper]
-        rows = torch.cat([*deeper, chains.roots.new_empty(0)])
+        deeper = _deeper(chains, features.device)
+        sizes = [depth.elements for depth in deeper]
+        rows = torch.cat([*chains.alive[1:], chains.roots.new_empty(0)])
         depths = torch.repeat_interleave(torch.arange(1, self.steps), torch.tensor(sizes, dtype=torch.int64))
         masked = network.tables(positions[chains.in_context[rows]] + depths.to(positions.device), longest)
         mask_embedding, mask_state = (one.to(state.dtype).expand(len(rows), -1) for one in network.masked())
@@ -96,15 +96,15 @@ class PEagleObjective:
             prefix = block.keys_values(x, tables)
             x_deep, residual_deep = block.enter(mask_embedding, mask_state)
             own = block.keys_values(x_deep, masked)
-            attended = _deeper(chains, block.queries(x_deep, masked), prefix, own, sizes)
+            attended = _attend_deeper(network, deeper, block.queries(x_deep, masked), prefix, own)
             mask_state = block.leave(attended, residual_deep)
             documents = chains.whole_documents
             if is_last:  # the other layers' keys need their stream everywhere
                 rooted = chains.in_context.to(x.device)
                 x, residual = x.index_select(0, rooted), residual.index_select(0, rooted)
-                tables = tables[0][chains.in_context], tables[1][chains.in_context]
+                tables = tables[0][rooted], tables[1][rooted]
                 documents = chains.documents
-            attended = chain_attention(block.queries(x, tables), prefix, None, documents)
+            attended = network.chain_attention(block.queries(x, tables), prefix, None, documents)
             state = block.leave(attended, residual)
         return [state.index_select(0, chains.alive[0].to(state.device)), *torch.split(mask_state, sizes)]
 
@@ -127,22 +127,40 @@ def sampled_depths(chains: Chains, sampling: DepthSampling, noise: Noise) -> Cha
     return replace(chains, alive=kept)
 
 
-def _deeper(
-    chains: Chains, queries: torch.Tensor, prefix: KeysValues, own: KeysValues, sizes: list[int]
+@dataclass(frozen=True)
+class _Depth:
+    """The elements of one depth from 1 on, the same in every layer."""
+
+    elements: int
+    documents: Documents
+    places: tuple[torch.Tensor, ...]
+    """Where each element's chain stands among the elements of depth 1, 2, ..., its own last: int64 [elements] each."""
+
+
+def _deeper(chains: Chains, device: torch.device) -> list[_Depth]:
+    """All depths from 1 on, for tensors on `device`."""
+    found = []
+    for depth, alive in enumerate(chains.alive[1:], 1):
+        # Who is alive here is alive at every depth before.
+        places = tuple(torch.searchsorted(above, alive).to(device) for above in chains.alive[1 : depth + 1])
+        found.append(_Depth(len(alive), documents_of(chains, alive), places))
+    return found
+
+
+def _attend_deeper(
+    network: PEagleNetwork, depths: list[_Depth], queries: torch.Tensor, prefix: KeysValues, own: KeysValues
 ) -> torch.Tensor:
     """Attention of depths from 1 on, [E, heads, d], elements depth by depth: to the prefix and to their own chain's."""
     if not len(queries):
         return queries
+    sizes = [depth.elements for depth in depths]
     keys, values = (torch.split(one, sizes) for one in own)
     found = []
-    for depth, q in enumerate(torch.split(queries, sizes)):
-        alive = chains.alive[depth + 1]
-        # Who is alive here is alive at every depth before.
-        places = [torch.searchsorted(chains.alive[above + 1], alive) for above in range(depth + 1)]
+    for depth, q in zip(depths, torch.split(queries, sizes), strict=True):
         drafted = tuple(
-            torch.stack([one[above][place] for above, place in enumerate(places)], 1) for one in (keys, values)
+            torch.stack([one[above][place] for above, place in enumerate(depth.places)], 1) for one in (keys, values)
         )
-        found.append(chain_attention(q, prefix, (drafted[0], drafted[1]), spans_of(chains, alive)))
+        found.append(network.chain_attention(q, prefix, (drafted[0], drafted[1]), depth.documents))
     return torch.cat(found)
 
 
