@@ -59,11 +59,15 @@ def test_one_two_and_four_processes_train_the_same_draft(
         assert first[0]["tokens"] == whole["tokens"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "apart"),
+    # Muon multiplies in bfloat16 wherever the processor does, and so enlarges what other sums round.
+    [("float32", "adamw", 1e-4), ("float32", "muon", 1e-3), ("bfloat16", "muon", 3e-2)],
+)
 def test_parameters_stay_equal_to_the_bit_in_lower_precision_too(
-    training: Build, on_ranks: Any, lines: Any, precision: str
+    training: Build, on_ranks: Any, lines: Any, precision: str, optimizer: str, apart: float
 ) -> None:
-    options: dict[str, Any] = {"precision": precision, "epochs": 4}
+    options: dict[str, Any] = {"precision": precision, "epochs": 4, "optimizer": optimizer}
     trained(partial(training, "alone", **options), Ranks())
     first, *others = on_ranks(3, partial(trained, partial(training, "many", **options)))
     assert all(torch.equal(one, first[1][name]) for _, other in others for name, one in other.items())
@@ -71,7 +75,7 @@ def test_parameters_stay_equal_to_the_bit_in_lower_precision_too(
         [line["loss"] for line in lines(training(name, **options).output) if "loss" in line]
         for name in ("many", "alone")
     )
-    assert many == pytest.approx(alone, rel=1e-4 if precision == "float32" else 3e-2)
+    assert many == pytest.approx(alone, rel=apart)
 
 
 def test_a_batch_with_fewer_documents_than_processes(training: Build, on_ranks: Any, lines: Any) -> None:
