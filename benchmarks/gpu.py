@@ -43,7 +43,8 @@ from speculators.layers import attention  # noqa: E402
 from speculators.layers.products import mix_precision, product_dtype  # noqa: E402
 from speculators.layers.vocabulary import VerifierHead  # noqa: E402
 from speculators.recipe.shapes.train import AdamW  # noqa: E402
-from speculators.training.execution import attend_flexibly, compile_layers  # noqa: E402
+from speculators.training.execution import attend_flexibly, compile_layers, compile_loss  # noqa: E402
+from speculators.training.first_failure import FirstFailure  # noqa: E402
 from speculators.training.loop import Silent  # noqa: E402
 from speculators.training.optimizers import Optimizer  # noqa: E402
 
@@ -68,7 +69,7 @@ class Trainable:
         compiled: bool = False,
         attention: Attention = "plain",
     ) -> None:
-        """`compiled` is about the layers; flexible attention always is."""
+        """`compiled` is about layers and loss; flexible attention always is."""
         workload, network, head, batch = read(folder)
         masters = torch.float64 if dtype == torch.float64 else torch.float32
         self.network = network.to(device, masters)
@@ -87,7 +88,9 @@ class Trainable:
         self.objective = Eagle3Objective(self.network, algorithm(workload), head, compute_dtype=dtype)
         self.told = Loud()
         if compiled:
-            compile_layers(self.network, self.told)
+            failed = FirstFailure(self.told, "torch.compile failed")
+            compile_layers(self.network, failed)
+            compile_loss(self.objective, failed)
         if attention == "flexible":
             attend_flexibly(self.network, self.told)
         self._optimizer = Optimizer(

@@ -17,7 +17,7 @@ from speculators.algorithms.base import Accepted, Batch, Evaluation, Measured, T
 from speculators.algorithms.chains import Chains
 from speculators.layers.vocabulary import Teacher, VerifierHead
 from speculators.losses.chunked import Judged, StepRows, chunked_loss
-from speculators.losses.distributions import NEED_TRUE_MASS, Target
+from speculators.losses.distributions import NEED_TRUE_MASS, Compare, Target, compare
 from speculators.verifiers.weights import VerifierWeights
 
 Head = tuple[torch.Tensor, torch.Tensor]
@@ -97,6 +97,8 @@ class Judge:
         self._criterion, self._target_ids, self._dtype = criterion, target_ids, dtype
         self.chunk = chunk
         """Positions whose whole distributions are held at a time; None: by the size of the vocabulary."""
+        self.compare: Compare = compare
+        """How the distributions of a chunk are compared; another way may take less time."""
         with_mass = not criterion.is_renormalized or bool(NEED_TRUE_MASS & criterion.losses.keys())
         # The only one at weight 1 is the loss itself.
         self._names_terms = [weight for weight in criterion.losses.values() if weight] != [1.0]
@@ -155,6 +157,7 @@ class Judge:
             len(targets.positions),
             self._criterion.losses,
             self.chunk,
+            self.compare,
         )
         judged = judged[: len(rows)]
         hits = [self._hits(batch, chains, step, one) for step, one in enumerate(judged)]

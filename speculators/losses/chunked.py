@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from speculators.losses.distributions import Comparison, Target, mix
+from speculators.losses.distributions import Compare, Target, compare
 
 CHUNK_ELEMENTS = 1 << 22
 """Probabilities of the verifier computed at a time: tensors of 16 MiB in float32."""
@@ -55,17 +55,18 @@ def chunked_loss(
     positions: int,
     losses: Mapping[str, float],
     chunk: int | None = None,
+    compared: Compare = compare,
 ) -> tuple[torch.Tensor, list[Judged]]:
     """The weighted sum of all rows' losses, a scalar with gradients to every `hidden` and to `weight` [Vd, h].
 
     `rounded` [Vd, h] is the weight in the type of the products; of both there is one for all steps, or a sequence with
     one for each, taken in turn. A narrower `weight` is the last columns of its `rounded`, and the others are frozen.
     `positions` is how many target positions there are, `chunk` how many are worked off at a time (None: by the size of
-    the vocabulary). What comes beside the loss carries no gradient.
+    the vocabulary), `compared` compares the rows of a chunk. What comes beside the loss carries no gradient.
     """
     weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
     low = [rounded] if isinstance(rounded, torch.Tensor) else list(rounded)
-    work = _Work(steps, low, targets, positions, losses, chunk_size(len(low[0]), chunk))
+    work = _Work(steps, low, targets, positions, losses, chunk_size(len(low[0]), chunk), compared)
     if not torch.is_grad_enabled():  # inside of the function it never is
         return work.run(None, [None] * len(weights)), work.judged
     hidden = [step.hidden for step in steps]
@@ -89,8 +90,9 @@ class _Work:
         positions: int,
         losses: Mapping[str, float],
         size: int,
+        compared: Compare,
     ) -> None:
-        self.steps, self.rounded, self.targets = steps, rounded, targets
+        self.steps, self.rounded, self.targets, self.compared = steps, rounded, targets, compared
         self.head_of = [number % len(rounded) for number in range(len(steps))]
         self.positions, self.size = positions, size
         self.losses = {name: share for name, share in losses.items() if share}
@@ -144,14 +146,13 @@ class _Work:
         """Compare some rows of one step; their gradient with respect to the logits, and the product's operand."""
         step, head = self.steps[number], self.rounded[self.head_of[number]]
         low = step.hidden[rows].detach().to(head.dtype)
-        pair = Comparison(functional.linear(low, head).to(step.weights.dtype), target)
-        values, gradient, terms = mix(pair, self.losses)
+        found = self.compared(functional.linear(low, head), target, self.losses, step.weights.dtype)
         judged = self.judged[number]
-        judged.values[rows], judged.best[rows] = values, pair.peak[1]
-        for name, term in terms.items():
+        judged.values[rows], judged.best[rows] = found.values, found.best
+        for name, term in found.terms.items():
             judged.terms[name][rows] = term
-        total += torch.dot(values, step.weights[rows])
-        return gradient.to(head.dtype), low
+        total += torch.dot(found.values, step.weights[rows])
+        return found.gradient, low
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -32,6 +32,24 @@ Evaluated = tuple[torch.Tensor, torch.Tensor]
 """Value [n] and gradient with respect to the draft's logits [n, Vd]."""
 
 
+_T = TypeVar("_T")
+
+
+class _Once(Generic[_T]):
+    """A property that is computed when it is first asked for; `cached_property` has a lock that nothing compiles."""
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, one: Any, owner: type | None = None) -> _T:
+        found = self._compute(one)
+        object.__setattr__(one, self._name, found)  # where it is found before this
+        return found
+
+
 class _Softmax:
     """A softmax over logits [n, v] of which only what is asked for is computed.
 
@@ -41,23 +59,23 @@ class _Softmax:
 
     logits: torch.Tensor
 
-    @cached_property
+    @_Once
     def peak(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest logit [n] and its id int64 [n]."""
         values, ids = self.logits.max(-1)
         return values, ids
 
-    @cached_property
+    @_Once
     def probabilities(self) -> torch.Tensor:
         return self.logits.softmax(-1)
 
-    @cached_property
+    @_Once
     def lse(self) -> torch.Tensor:
         """Log-sum-exp of the logits [n]."""
         values, ids = self.peak
         return values - self.probabilities.gather(-1, ids[:, None])[:, 0].log()
 
-    @cached_property
+    @_Once
     def log(self) -> torch.Tensor:
         """Log-probabilities [n, v]."""
         return self.logits - self.lse[:, None]
@@ -78,44 +96,44 @@ class Target(_Softmax):
     is_renormalized: bool = True
     following: torch.Tensor | None = None
 
-    @cached_property
+    @_Once
     def hard(self) -> torch.Tensor:
         """The one token that `ce` wants, draft ids int64 [n]: of those that the draft has, where the text's is none."""
         best = self.peak[1]
         return best if self.following is None else torch.where(self.following < 0, best, self.following)
 
-    @cached_property
+    @_Once
     def mass(self) -> torch.Tensor | None:
         """What the draft's vocabulary has of the verifier's probability [n]; None for all of it."""
         return None if self.log_total is None else (self.lse - self.log_total).exp()
 
-    @cached_property
+    @_Once
     def seen_mass(self) -> torch.Tensor | None:
         """Sum of p as the likelihood losses see it [n]; None for 1."""
         return None if self.is_renormalized else self.mass
 
-    @cached_property
+    @_Once
     def seen(self) -> torch.Tensor:
         """p as the likelihood losses see it, [n, Vd]."""
         return self.probabilities if self.is_renormalized else self.true
 
-    @cached_property
+    @_Once
     def log_seen(self) -> torch.Tensor:
         return self.log if self.is_renormalized else self.log_true
 
-    @cached_property
+    @_Once
     def negative_entropy(self) -> torch.Tensor:
         """sum p log p of `seen` [n]."""
         if self.seen_mass is None:
             return _dot(self.probabilities, self.logits) - self.lse
         return _dot(self.seen, self.log_seen)
 
-    @cached_property
+    @_Once
     def true(self) -> torch.Tensor:
         """p with the mass that the draft's vocabulary really has, [n, Vd]."""
         return self.probabilities if self.mass is None else self.probabilities * self.mass[:, None]
 
-    @cached_property
+    @_Once
     def log_true(self) -> torch.Tensor:
         return self.log if self.log_total is None else self.logits - self.log_total[:, None]
 
@@ -137,7 +155,7 @@ class Comparison(_Softmax):
     def q(self) -> torch.Tensor:
         return self.probabilities
 
-    @cached_property
+    @_Once
     def acceptance(self) -> torch.Tensor:
         """sum min(p, q) [n]: the probability that a token drawn from q is accepted."""
         return torch.minimum(self.q, self.target.true).sum(-1)
@@ -250,6 +268,30 @@ def mix(pair: Comparison, weights: Mapping[str, float]) -> tuple[torch.Tensor, t
     if total is None or gradient is None:
         raise ValueError("a loss mix needs at least one weight that is not zero")
     return total, gradient, terms
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of comparing n rows of the draft's logits with the verifier's distributions.
+
+    `values` [n] of the mix and `terms` [n] of each loss; `gradient` [n, Vd] of the values with respect to the logits,
+    in their type; `best` int64 [n], the draft's most likely ids.
+    """
+
+    values: torch.Tensor
+    gradient: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    best: torch.Tensor
+
+
+Compare = Callable[[torch.Tensor, Target, Mapping[str, float], torch.dtype], Compared]
+
+
+def compare(logits: torch.Tensor, target: Target, losses: Mapping[str, float], dtype: torch.dtype) -> Compared:
+    """Compare `logits` [n, Vd], in the type of products, with `target` by a mix of `losses`, computed in `dtype`."""
+    pair = Comparison(logits.to(dtype), target)
+    values, gradient, terms = mix(pair, losses)
+    return Compared(values, gradient.to(logits.dtype), terms, pair.peak[1])
 
 
 def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""What a training costs, set from outside of the draft: recomputed MLPs, smaller chunks of the loss, compiled layers,
-and on a GPU compiled attention.
+"""What a training costs, set from outside of the draft: recomputed MLPs, smaller chunks of the loss, compiled layers
+and loss, and on a GPU compiled attention.
 
 None of it changes what is learnt, but for the order of sums.
 """
@@ -19,6 +19,8 @@ from speculators.layers.decoder import DecoderLayer, GatedMLP
 from speculators.pipeline.step import Reporter
 from speculators.recipe.shapes.train import Execution
 from speculators.training.compiled_attention import CompiledAttention
+from speculators.training.compiled_loss import CompiledComparison
+from speculators.training.first_failure import FirstFailure
 
 COMPILED = ("enter", "leave")
 """The halves of a decoder layer around its attention, whose sizes follow the batch."""
@@ -43,49 +45,43 @@ def apply_execution(objective: Objective, execution: Execution, report: Reporter
         if not inner:
             report.message(f"train.execution.recompute {nothing} draft has no MLPs of decoder layers")
     if execution.compile:
-        is_any = compile_layers(network, report, backend)
+        failed = FirstFailure(report, "torch.compile failed, so training goes on without it")
+        is_any = any([compile_layers(network, failed, backend), compile_loss(objective, failed, backend)])
         if network.attends and next(network.parameters()).device.type == "cuda":
             attend_flexibly(network, report, backend)
         elif not is_any:
-            report.message(f"train.execution.compile {nothing} draft has no layers that are compiled")
+            report.message(f"train.execution.compile {nothing} draft has no layers that are compiled, nor its loss")
 
 
-def compile_layers(network: DraftNetwork, report: Reporter, backend: str = "inductor") -> bool:
-    """Compile what is around attention in decoder layers, until that fails, which is told in a line; are there any?"""
+def compile_layers(network: DraftNetwork, failed: FirstFailure, backend: str = "inductor") -> bool:
+    """Compile what is around attention in decoder layers, until something fails; are there any?"""
     layers = [module for module in network.modules() if isinstance(module, DecoderLayer)]
     if not layers or not network.computes_layers_in_halves:
         return False
-    failed = _Once(report, "torch.compile failed, so training goes on without it")
     for layer in layers:
         for name in COMPILED:
             _replace(layer, name, _compiled(getattr(layer, name), backend, failed))
     return True
 
 
+def compile_loss(objective: Objective, failed: FirstFailure, backend: str = "inductor") -> bool:
+    """Compile what compares distributions, until something fails; does this objective?"""
+    judge = getattr(objective, "judge", None)
+    if isinstance(judge, Judge):
+        judge.compare = CompiledComparison(failed, backend)
+    return isinstance(judge, Judge)
+
+
 def attend_flexibly(network: DraftNetwork, report: Reporter, backend: str = "inductor") -> None:
     """Let the training of `network` attend by FlexAttention, compiled, until that fails, which is told in a line."""
-    failed = _Once(report, "FlexAttention could not be compiled, so attention is computed plainly")
+    failed = FirstFailure(report, "FlexAttention could not be compiled, so attention is computed plainly")
     attention = CompiledAttention(failed.tell, backend)
     # Functions rather than methods: a copy of the network is not to copy what they hold.
     _replace(network, "chain_attention", lambda *arguments: attention.chain_attention(*arguments))
     _replace(network, "block_attention", lambda *arguments: attention.block_attention(*arguments))
 
 
-class _Once:
-    """Tells of the first failure, with `consequence` before it, and remembers that there was one."""
-
-    def __init__(self, report: Reporter, consequence: str) -> None:
-        self._report, self._consequence = report, consequence
-        self.is_told = False
-
-    def tell(self, error: Exception) -> None:
-        if not self.is_told:
-            said = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
-            self._report.message(f"{self._consequence}: {said}")
-        self.is_told = True
-
-
-def _compiled(function: Callable[..., Any], backend: str, failed: _Once) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], backend: str, failed: FirstFailure) -> Callable[..., Any]:
     """`function` compiled once for batches of all sizes, until something fails to compile; then as it is."""
     compiled = torch.compile(function, dynamic=True, backend=backend)
 
