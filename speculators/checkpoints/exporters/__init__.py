@@ -36,10 +36,28 @@ TARGETS = {
 }
 """Every target, by the name that `--to` gives it."""
 
+ENGINES = {
+    "vllm-native": ("eagle3.1", "eagle", "medusa", "draft_model", "peagle", "dflash", "dspark"),
+    "sglang": ("specforge", "eagle"),
+}
+"""By an engine's name the formats that it reads beside ours: that for the draft's type is meant."""
+
 
 def exporter(target: str) -> Exporter:
     """The exporter of a target."""
     return cast("Exporter", import_module(TARGETS[target]))
+
+
+def target_for(checkpoint: Checkpoint, name: str) -> str:
+    """The target that `name`, itself one or an engine, means for a checkpoint; UsageError where it means none."""
+    if name not in ENGINES:
+        return name
+    kind = str(checkpoint.config.get("speculators_model_type"))
+    found = next((target for target in ENGINES[name] if kind in exporter(target).KINDS), None)
+    if found is None:
+        problem = f"{checkpoint.directory} is of the type {kind}, which {name} does not read"
+        raise UsageError(f"{problem}; {_other_targets(kind, name)}")
+    return found
 
 
 def exported(checkpoint: Checkpoint, target: str) -> Export:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from speculators.checkpoints.check import check_checkpoint
-from speculators.checkpoints.exporters import TARGETS
+from speculators.checkpoints.exporters import ENGINES, TARGETS
 from speculators.checkpoints.importers import FORMATS
 from speculators.checkpoints.load import read_checkpoint
 from speculators.cli.convert import recipe_name
@@ -63,11 +63,15 @@ def test_a_draft_is_converted_measured_looked_at_and_given_back(make_draft, veri
 
     back = tmp_path / "back"
     done = CliRunner().invoke(export, [str(folder), "--to", "eagle3", "-o", str(back)], catch_exceptions=False)
-    assert done.output == f"{len(draft.tensors)} tensors written to {back}\n"
+    assert done.output == f"{len(draft.tensors)} tensors written to {back}, as eagle3 has them\n"
     assert json.loads((back / "config.json").read_text()) == draft.config
     tensors = load_file(back / "model.safetensors")
     assert set(tensors) == set(draft.tensors)
     assert all(torch.equal(value, tensors[name]) for name, value in draft.tensors.items())
+    for engine, meant in (("vllm-native", "eagle3.1"), ("sglang", "specforge")):
+        asked = [str(folder), "--to", engine, "-o", str(tmp_path / engine)]
+        done = CliRunner().invoke(export, asked, catch_exceptions=False)
+        assert done.output.endswith(f", as {meant} has them\n")
 
 
 @pytest.mark.timeout(300)
@@ -103,7 +107,10 @@ def test_every_source_has_a_name_in_the_schema_the_command_and_a_way_back():
 
     (field,) = fields_at("convert.format")
     assert field.schema["enum"] == list(OFFERED) == ["auto", *FORMATS]
-    assert list(TARGETS) == list(EXPORTED) == [name for name in FORMATS if name not in ("mtp", "speculators")]
+    every = [name for name in FORMATS if name not in ("mtp", "speculators")]
+    assert list(TARGETS) == every
+    assert list(EXPORTED) == [*every, *ENGINES]
+    assert all(set(read) <= set(every) for read in ENGINES.values())
 
 
 @pytest.mark.parametrize(
