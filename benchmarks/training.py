@@ -57,6 +57,8 @@ def main() -> None:
         train_head=arguments.train_head,
         repeats=1 if arguments.quick else arguments.repeats,
         threads=torch.get_num_threads(),
+        recompute=arguments.recompute,
+        compile=arguments.compile,
     )
     if arguments.scaling:
         _print_scaling(_scaling(workload, arguments.longest), workload, as_json=arguments.json)
@@ -80,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.3, 0.6, 1.0], help="of tokens in the loss")
     parser.add_argument("--precision", choices=tuple(TOLERANCE), help="default: what this machine trains in")
     parser.add_argument("--train-head", action="store_true", help="in all variants; upstream itself keeps it frozen")
+    parser.add_argument("--recompute", action="store_true", help="ours with train.execution.recompute")
+    parser.add_argument("--compile", action="store_true", help="ours with train.execution.compile; its memory too")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="fraction 0.6 alone, one timed step")
     parser.add_argument("--no-peers", action="store_true", help="ours and dense only; nothing is installed")

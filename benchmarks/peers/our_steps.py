@@ -20,7 +20,9 @@ from speculators.layers.products import mix_precision
 from speculators.layers.vocabulary import VerifierHead
 from speculators.recipe.shapes.eagle3 import Eagle3, Normalization, TrainingTimeTest
 from speculators.recipe.shapes.losses import LossWeights
-from speculators.recipe.shapes.train import AdamW
+from speculators.recipe.shapes.train import AdamW, Execution
+from speculators.training.execution import apply_execution
+from speculators.training.loop import Silent
 from speculators.training.optimizers import Optimizer
 
 Losses = Callable[[], tuple[torch.Tensor, list[float]]]
@@ -52,6 +54,8 @@ def ours(workload: Workload, draft: Eagle3Network, head: VerifierHead, batch: Ba
     if workload.dtype != torch.float32:
         mix_precision(draft, workload.dtype)
     objective = Eagle3Objective(draft, algorithm(workload), head, compute_dtype=workload.dtype)
+    execution = Execution(recompute=workload.recompute, loss_positions=None, compile=workload.compile)
+    apply_execution(objective, execution, Silent())
 
     def losses() -> tuple[torch.Tensor, list[float]]:
         found = objective.evaluate(batch)

@@ -61,6 +61,9 @@ class Workload:
     train_head: bool
     repeats: int
     threads: int
+    recompute: bool = False
+    compile: bool = False
+    """`train.execution` of ours; the peers have none."""
 
     @property
     def sizes(self) -> Shape:
