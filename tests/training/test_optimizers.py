@@ -115,6 +115,8 @@ def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
 
 
 def test_moments_of_matrices_in_eight_bits_follow_full_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not among the packages for development: transformers imports it in every process, for over a second each.
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'speculators[torchao]'")
     monkeypatch.setattr(torch, "compile", lambda step, **options: step)  # only its numbers matter here
     networks = [Matrix() for _ in range(3)]
     for one in networks[1:]:
