@@ -51,6 +51,7 @@ from speculators.training.batches import TrainingData
 from speculators.training.checkpointing import save_best
 from speculators.training.inputs import Artifacts, open_inputs
 from speculators.training.loop import TrainingInputs, train
+from speculators.training.validation import validate
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.source import verifier_directory
 from speculators.verifiers.tokenizer import ChatTokenizer
@@ -79,6 +80,8 @@ SERVED = ("eagle3", "peagle", "dflash", *EXPORTED)
 """Algorithms that vLLM's CPU build serves."""
 FEW = 3
 """Prompts that an untrained draft answers."""
+FORESEEN = 24
+"""Held-out documents on which acceptance is foreseen: thousands of rounds, where a few answers are hundreds."""
 
 
 class SomeDocuments(TokenDataset):
@@ -190,6 +193,13 @@ def training_of(material: Material, recipe: Recipe, folder: Path) -> TrainingInp
     return replace(inputs, data=TrainingData(chosen, states, inputs.data.device))
 
 
+def foreseen(inputs: TrainingInputs) -> float:
+    """The acceptance length of the draft as it is, foreseen on held-out documents without decoding anything."""
+    judged = inputs.data.tokens.holdout_documents[:FORESEEN]
+    found = validate(inputs.objective, inputs.data, judged, budget=inputs.options.tokens_per_step)
+    return found.figures()["walk_estimate"]
+
+
 def by_vllm(material: Material, speculative: Sequence[str], model: Path) -> tuple[float, float]:
     """Tokens a second of vLLM answering the prompts one at a time, and tokens a pass."""
     requests = [
@@ -252,6 +262,7 @@ def measured(material: Material, recipe: Recipe, *, in_vllm: bool) -> dict[str, 
         save_best(folder / "model.safetensors", network)
         (folder / "draft.json").write_text(json.dumps(inputs.draft), encoding="utf-8")
         untrained = drafted(material, folder, Path(place) / "untrained", k, FEW)
+        untrained_walk = foreseen(inputs)
         result = train(inputs)
         found = drafted(material, folder, Path(place) / "checkpoint", k, len(material.prompts))
         beside = served(material, name, Path(place) / "checkpoint", k) if in_vllm and name in SERVED else {}
@@ -266,6 +277,8 @@ def measured(material: Material, recipe: Recipe, *, in_vllm: bool) -> dict[str, 
         "proposed_tokens": k,
         "untrained_acceptance_length": untrained["acceptance_length"],
         "acceptance_length": found["acceptance_length"],
+        "untrained_walk_estimate": untrained_walk,
+        "walk_estimate": foreseen(inputs),
         "positions": found["positions"],
         "drafting_ms": found["drafting_ms"],
         "tokens_per_second": found["tokens_per_second"],

@@ -19,20 +19,21 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DOCUMENTS, BATCH = 16, 256
 PROMPTS, TOKENS = 8, 40
 FLOORS = {
-    "eagle3": 1.036,
-    "peagle": 1.036,
-    "eagle": 1.042,
-    "hass": 1.038,
-    "medusa": 1.034,
-    "hydra": 1.040,
+    "eagle3": 1.029,
+    "peagle": 1.042,
+    "eagle": 1.033,
+    "hass": 1.039,
+    "medusa": 1.030,
+    "hydra": 1.061,
     "mlp_speculator": 1.011,
-    "dflash": 1.023,
-    "dspark": 1.046,
-    "dflash2": 1.031,
-    "xpress": 1.027,
-    "draft_model": 1.026,
+    "dflash": 1.012,
+    "dspark": 1.054,
+    "dflash2": 1.008,
+    "xpress": 1.011,
+    "draft_model": 1.017,
 }
-"""Acceptance length after this training, at least: one, and half of what was measured beyond it."""
+"""Acceptance length after this training, at least, as it is foreseen on held-out documents: one, and half of what was
+measured beyond it. The few answers that are decoded are too few rounds to tell 1.02 from 1.05."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -62,8 +63,8 @@ def material(program: ModuleType, quickstart_store: Path, tmp_path_factory: pyte
 def test_a_short_training_on_a_real_verifier_teaches(program: ModuleType, material: Any, algorithm: str) -> None:
     found = program.measured(material, program.recipe_of(algorithm, BATCH), in_vllm=False)
     assert found["last_loss"] < found["first_loss"]
-    assert found["acceptance_length"] > found["untrained_acceptance_length"]
-    assert found["acceptance_length"] > FLOORS[algorithm]
+    assert found["walk_estimate"] > found["untrained_walk_estimate"]
+    assert found["walk_estimate"] > FLOORS[algorithm]
     assert found["equal_answers"] == found["answers"], "not a token is changed"
 
 
