@@ -170,10 +170,13 @@ def make(job: Job) -> Artifact:
 
 def _join(job: Job, inputs: Mapping[str, Artifact]) -> None:
     """Take part in a step that the first node does and publishes, once it has begun with it."""
-    artifact, made = job.planned["artifact"], instances(inputs)
+    artifact, made, waits = job.planned["artifact"], instances(inputs), False
     while not job.store.is_begun(artifact, made):
         if isinstance(job.store.find(job.step.name, job.planned["key"]), Artifact):
             return
+        if not waits:
+            waits = True
+            job.reporter.message(f"waiting for the first node to begin with {job.step.name}")
         time.sleep(_LOOK_SECONDS)
     clock = time.monotonic()
     job.events.write("step_started", step=job.step.name, resumed=False, pid=os.getpid())

@@ -16,15 +16,16 @@ from speculators.layers.block_attention import Window, block_attention
 from speculators.layers.documents import Documents
 from speculators.layers.flexible_attention import Kernels, flexible_block_attention, flexible_chain_attention
 from speculators.layers.key_ranges import TILE
+from speculators.training.first_failure import FirstFailure
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class CompiledAttention:
-    """Both attentions of a `DraftNetwork`; `tell` is called with the first failure, `backend` is torch.compile's."""
+    """Both attentions of a `DraftNetwork`; `backend` is torch.compile's."""
 
-    def __init__(self, tell: Callable[[Exception], None], backend: str = "inductor") -> None:
-        self._tell, self._is_broken = tell, False
+    def __init__(self, failed: FirstFailure, backend: str = "inductor") -> None:
+        self._failed = failed
         self._kernels = Kernels.compiled(backend)
         self._tried: set[tuple[Any, ...]] = set()
 
@@ -56,17 +57,16 @@ class CompiledAttention:
     ) -> torch.Tensor:
         """The result of `flexible` where that is wanted and works, else of `plain`."""
         queries = q.shape[:-2].numel()
-        if self._is_broken or len(q) < 2 or min(queries, len(prefix[0])) <= TILE:
+        if self._failed.is_told or len(q) < 2 or min(queries, len(prefix[0])) <= TILE:
             return plain(q, prefix, own)
         try:
             if torch.is_grad_enabled() and kind not in self._tried:
                 _try(flexible, q, prefix, own)
                 self._tried.add(kind)
             return flexible(q, prefix, own)
-        except Exception as error:  # noqa: BLE001  compilers fail in many ways; the plain way is always right
+        except Exception as error:  # noqa: BLE001  the plain way is always right
             result = plain(q, prefix, own)
-            self._is_broken = True
-            self._tell(error)
+            self._failed.tell(error)
             return result
 
 

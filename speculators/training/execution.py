@@ -75,7 +75,7 @@ def compile_loss(objective: Objective, failed: FirstFailure, backend: str = "ind
 def attend_flexibly(network: DraftNetwork, report: Reporter, backend: str = "inductor") -> None:
     """Let the training of `network` attend by FlexAttention, compiled, until that fails, which is told in a line."""
     failed = FirstFailure(report, "FlexAttention could not be compiled, so attention is computed plainly")
-    attention = CompiledAttention(failed.tell, backend)
+    attention = CompiledAttention(failed, backend)
     # Functions rather than methods: a copy of the network is not to copy what they hold.
     _replace(network, "chain_attention", lambda *arguments: attention.chain_attention(*arguments))
     _replace(network, "block_attention", lambda *arguments: attention.block_attention(*arguments))
@@ -90,7 +90,7 @@ def _compiled(function: Callable[..., Any], backend: str, failed: FirstFailure) 
             return function(*arguments)  # a size of 0 or 1 would be compiled anew
         try:
             return compiled(*arguments)
-        except Exception as error:  # noqa: BLE001  compilers fail in many ways; computing it plainly is always right
+        except Exception as error:  # noqa: BLE001  the plain way is always right
             result = function(*arguments)
             failed.tell(error)
             return result

@@ -81,7 +81,7 @@ def test_amounts_read_well():
         "", "0.4 s", "12 s", "3 min 05 s", "5 h 10 min",
     ]  # fmt: skip
     assert [age_text(seconds) for seconds in (3, 61, 7300, 200000)] == [
-        "just now", "1 minute ago", "2 hours ago", "2 days ago",
+        "just now", "1 min ago", "2 h ago", "2 days ago",
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from packed_documents import documents_of
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -24,17 +25,6 @@ PACKED = {
     "whole tiles": [(128, 128), (128, 256)],
     "fewer than a tile": [(5, 7), (2, 3)],
 }
-
-
-def documents_of(sizes: list[tuple[int, int]], *, is_ordered: bool = True) -> Documents:
-    generator = torch.Generator().manual_seed(0)
-    spans, queries, keys = [], 0, 0
-    for count, length in sizes:
-        visible = torch.randint(1, length + 1, (count,), generator=generator)
-        visible = visible.sort().values if is_ordered else visible
-        spans.append(DocumentSpan(slice(queries, queries + count), slice(keys, keys + length), visible))
-        queries, keys = queries + count, keys + length
-    return Documents(tuple(spans))
 
 
 def tensors(shapes, dtype=torch.float64):
@@ -85,7 +75,7 @@ def gradients(out, inputs):
 @pytest.mark.parametrize("sizes", PACKED.values(), ids=PACKED)
 def test_chains_attend_as_in_one_softmax(sizes, steps, heads, groups, is_ordered):
     """Whether or not the queries of a document lie in order of what they see."""
-    documents = documents_of(sizes, is_ordered=is_ordered)
+    documents = documents_of(*sizes, is_ordered=is_ordered)
     q, k, v, *own = ours = chain_tensors(sizes, steps, heads, groups)
     out = flexible_chain_attention(q, (k, v), tuple(own) or None, documents)
     wanted = dense_chains(documents, *ours)
@@ -120,7 +110,7 @@ def test_what_a_query_s_prefix_weighs_has_a_gradient():
 @pytest.mark.parametrize("steps", [0, 3])
 def test_in_bfloat16_it_is_no_further_from_the_truth_than_the_plain_way(steps):
     sizes = PACKED["several documents, one with one query"]
-    documents = documents_of(sizes)
+    documents = documents_of(*sizes)
     q, k, v, *own = low = chain_tensors(sizes, steps, 6, 2, torch.bfloat16)
     high = [one.detach().double().requires_grad_() for one in low]
     wanted = dense_chains(documents, *high)
@@ -144,7 +134,7 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_the_plain_way(steps):
 @pytest.mark.parametrize("sizes", [[(40, 90), (1, 30), (20, 60)], [(2, 3), (1, 1)]])
 def test_blocks_attend_as_they_do_plainly(sizes, window):
     """Through a small window some queries see nothing of the prefix."""
-    documents, width = documents_of(sizes), 4
+    documents, width = documents_of(*sizes), 4
     n, s = (sum(one) for one in zip(*sizes, strict=True))
     q, k, v, *own = ours = tensors([(n, width, 6, D), *[(s, 2, D)] * 2, *[(n, width, 2, D)] * 2])
     out = flexible_block_attention(q, (k, v), (own[0], own[1]), documents, window)
@@ -167,7 +157,7 @@ def test_one_graph_of_blocks_fits_all_lengths(window):
     counters.clear()
     kernels = Kernels.compiled("aot_eager")
     for sizes in lengths():
-        documents = documents_of(sizes)
+        documents = documents_of(*sizes)
         n, s = (sum(one) for one in zip(*sizes, strict=True))
         ours = tensors([(n, 2, 4, D), *[(s, 2, D)] * 2, *[(n, 2, 2, D)] * 2], torch.float32)
         q, prefix, own = ours[0], (ours[1], ours[2]), (ours[3], ours[4])
@@ -186,7 +176,7 @@ def test_one_graph_fits_all_lengths(steps):
     counters.clear()
     kernels = Kernels.compiled("aot_eager")
     for number, sizes in enumerate(lengths()):
-        documents = documents_of(sizes)
+        documents = documents_of(*sizes)
         drafted = steps + number % 3 if steps > 1 else steps
         q, k, v, *own = ours = chain_tensors(sizes, drafted, 4, 2, torch.float32)
         wanted = dense_chains(documents, *ours)
@@ -207,7 +197,7 @@ def test_what_is_generated_for_a_mask_fits_all_lengths():
     counters.clear()
     compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     for sizes in lengths():
-        documents = documents_of(sizes)
+        documents = documents_of(*sizes)
         q, k, v = (one.detach() for one in chain_tensors(sizes, 0, 4, 2, torch.float32))
         mask = prefix_mask(documents, len(k), q.device)
         by_head = [one.transpose(0, 1)[None].contiguous() for one in (q, k, v)]

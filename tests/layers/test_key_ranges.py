@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packed_documents import documents_of
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 
 from speculators.layers.block_attention import Window
-from speculators.layers.documents import Documents, DocumentSpan
 from speculators.layers.key_ranges import TILE, KeyRanges, prefix_mask
 
 CPU = torch.device("cpu")
-
-
-def documents_of(*sizes: tuple[int, int], seed: int = 0, is_ordered: bool = True) -> Documents:
-    """Documents of so many queries and keys each."""
-    generator = torch.Generator().manual_seed(seed)
-    spans, queries, keys = [], 0, 0
-    for count, length in sizes:
-        visible = torch.randint(1, length + 1, (count,), generator=generator)
-        visible = visible.sort().values if is_ordered else visible
-        spans.append(DocumentSpan(slice(queries, queries + count), slice(keys, keys + length), visible))
-        queries, keys = queries + count, keys + length
-    return Documents(tuple(spans))
 
 
 PACKED = {
