@@ -32,8 +32,8 @@ SETS = [
     "train.epochs=2",
     "train.precision=float32",
 ]
-READ_ONLY = ("llama-4-text", "gemma-2", "gemma-3-text", "qwen3.5-moe", "ministral-3", "glm-5", "nemotron")
-"""Those of which another like them is trained; and Nemotron, whose final norm `test_reading.py` sees refused."""
+READ_ONLY = ("nemotron",)
+"""Nemotron's final norm is no RMSNorm, which `test_reading.py` sees refused."""
 ASKED = ("What is a draft?", "Count to three.", "Why?", "Tell me more about it.", "And then?", "Who said so?")
 
 

@@ -328,6 +328,24 @@ FAMILIES: dict[str, Family] = {
         {**LATENT, "index_topk": 8, "index_n_heads": 16, "index_head_dim": HEAD},
         rereads=True,
     ),
+    "kimi-k2.5": Family(
+        "Kimi_K25ForConditionalGeneration",
+        "Kimi_K25Config",
+        {**LATENT, "model_type": "deepseek_v3"},
+        images={
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "patch_size": 4,
+                "pos_emb_height": 2,
+                "pos_emb_width": 2,
+            },
+            "projection_hidden_size": 16,
+            "tie_word_embeddings": False,
+        },
+    ),
     "kimi-linear": Family(
         "KimiLinearForCausalLM",
         "KimiLinearConfig",
