@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from speculators.cli.amounts import age_text, size_text, time_text
+from speculators.amounts import age_text, size_text, time_text
 from speculators.cli.asked import remote_option, store_option
 from speculators.errors import StepError, UsageError
 

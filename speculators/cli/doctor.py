@@ -11,7 +11,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from speculators.cli.amounts import size_text
+from speculators.amounts import size_text
 from speculators.cli.asked import store_option
 from speculators.errors import MachineError, SpeculatorsError
 

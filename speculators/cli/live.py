@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rich_click as click
 
-from speculators.cli.amounts import count_text, time_text
+from speculators.amounts import count_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from speculators.cli.amounts import age_text, size_text, time_text
+from speculators.amounts import age_text, size_text, time_text
 from speculators.cli.asked import Asked, consent, planned, recipe_options, remote_store
 from speculators.errors import LockError, MachineError, UsageError
 
@@ -99,7 +99,7 @@ def show(plan: Plan, recipe: str) -> None:
     fetched = plan.to_fetch
     if fetched:
         size = size_text(sum(offer.size for offer in fetched.values()))
-        console.print(f"\n  a run fetches {', '.join(fetched)} from the remote store: {size}")
+        console.print(f"\n  a run fetches {', '.join(fetched)} from the remote store: {size}", soft_wrap=True)
     if not plan.to_run:
         console.print(f"\n  nothing to run: everything is in the store{' or the remote one' if plan.remote else ''}")
         return

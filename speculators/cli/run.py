@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from speculators.cli.amounts import time_text
+from speculators.amounts import time_text
 from speculators.cli.asked import Asked, consent, planned, recipe_options, remote_store, runs_option
 from speculators.cli.where import WHERE, where, where_options
 from speculators.errors import MachineError, UsageError

@@ -13,6 +13,7 @@ from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
+from speculators.amounts import size_text
 from speculators.errors import MachineError, UsageError
 from speculators.pipeline.assembly import Assembly
 from speculators.pipeline.digests import remembering, value_sha256
@@ -221,16 +222,16 @@ def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None
         largest = max(disk, key=lambda name: disk[name])
         advice = plan[largest].step.spares_disk
         raise MachineError(
-            f"this run needs about {_gigabytes(sum(disk.values()))} of disk ({largest}: {_gigabytes(disk[largest])}), "
-            f"{_gigabytes(free)} are free in {plan.store.root}; free some (`speculators cache prune`), "
+            f"this run needs about {size_text(sum(disk.values()))} of disk ({largest}: {size_text(disk[largest])}), "
+            f"{size_text(free)} are free in {plan.store.root}; free some (`speculators cache prune`), "
             f"give another --store, or run anyway with --yes{f'; {advice}' if advice else ''}"
         )
     for planned in plan.to_run:
         total = memory(planned.step) if memory else own_memory(uses_gpu=planned.step.uses_gpu)
         if total is not None and (planned.estimate.memory or 0) > total:
             raise MachineError(
-                f"{planned.name} needs about {_gigabytes(planned.estimate.memory or 0)} of memory and can have "
-                f"{_gigabytes(total)}; make the recipe smaller, or run anyway with --yes"
+                f"{planned.name} needs about {size_text(planned.estimate.memory or 0)} of memory and can have "
+                f"{size_text(total)}; make the recipe smaller, or run anyway with --yes"
             )
 
 
@@ -381,7 +382,3 @@ def _corrected(model: Estimate, history: list[Artifact], recipe: str) -> Estimat
     elif own is not None:
         seconds = own.seconds
     return Estimate(model.disk, model.memory, seconds)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

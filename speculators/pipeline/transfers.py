@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from speculators.amounts import size_text, time_text
 from speculators.errors import SpeculatorsError, StepError
 from speculators.pipeline.events import EventLog, StepReporter
 from speculators.pipeline.folder import RunFolder
@@ -37,7 +38,9 @@ def fetch(plan: Plan, folder: RunFolder, stopping: Stopping) -> None:
             offer, plan.store, run=folder.id, waiting=reporter.message, moved=_progress(reporter, offer.size, stopping)
         )
         if isinstance(found, Artifact):
-            reporter.message(f"fetched {_megabytes(offer.size)} from {plan.remote} in {_since(clock)}")
+            reporter.message(
+                f"fetched {size_text(offer.size)} from {plan.remote} in {time_text(time.monotonic() - clock)}"
+            )
 
 
 class Pushes:
@@ -78,7 +81,9 @@ class Pushes:
         try:
             self._watch(0)
             if remote.push(artifact, self._watch):
-                told = f"pushed {_megabytes(artifact.manifest.size)} to {remote} in {_since(clock)}"
+                told = (
+                    f"pushed {size_text(artifact.manifest.size)} to {remote} in {time_text(time.monotonic() - clock)}"
+                )
                 self._events.write("message", step=step, text=told)
         except (Stopped, SpeculatorsError) as error:
             self._over = self._over or not isinstance(error, StepError)
@@ -104,11 +109,3 @@ def _progress(reporter: StepReporter, total: int, stopping: Stopping) -> Moved:
                 reporter.progress(done // 10**6, total // 10**6, "MB")
 
     return moved
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
-def _since(clock: float) -> str:
-    return f"{time.monotonic() - clock:.1f} s"

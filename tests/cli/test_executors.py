@@ -83,7 +83,7 @@ def test_memory_is_held_against_what_is_asked_for(toy_cli, cluster, toy_memory):
     toy_memory(64 * 10**9)
     run = toy_cli("run", "toy", "--executor", "slurm", "--memory", "32GB")
     assert run.code == 5
-    assert "shards needs about 64.0 GB of memory and can have 32.0 GB" in run.err
+    assert "shards needs about 64 GB of memory and can have 32 GB" in run.err
     assert toy_cli("run", "toy", "--executor", "slurm", "--memory", "96GB").code == 0
 
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from speculators.cli.amounts import age_text, size_text, time_text
+from speculators.amounts import age_text, size_text, time_text
 from speculators.cli.live import Board, Lines
 
 

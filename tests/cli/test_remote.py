@@ -22,7 +22,7 @@ def pushed(toy_cli, url):
 
 
 def test_ci_checks_against_what_the_team_has_made_and_runs_only_what_is_new(toy_cli, pushed, url, tmp_path):
-    assert "total: pushed 0.0 MB to file://" in pushed.out
+    assert "total: pushed 1 B to file://" in pushed.out
     elsewhere = ("--store", str(tmp_path / "ci"))
     assert toy_cli("plan", "toy", "--check", *elsewhere).code == 4
     check = toy_cli("plan", "toy", "--check", "--remote", url, *elsewhere)

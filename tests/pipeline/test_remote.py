@@ -93,7 +93,7 @@ def test_a_second_machine_makes_nothing_and_fetches_only_what_its_report_needs(f
     assert run.did == {"total": "step_cached", "report": "step_finished"}
     assert stored(second) == {"total"}
     assert (run.artifact("total") / "total.txt").read_text() == "6"
-    assert [text for text in run.said if text.startswith("fetched 0.0 MB from file://")]
+    assert [text for text in run.said if text.startswith("fetched 1 B from file://")]
     told = json.loads((run.folder / "plan.json").read_text())
     assert {step["name"]: step["state"] for step in told["steps"]}["total"] == "cached"
     assert states(second.plan())["total"] == "cached"  # without the remote store too
@@ -141,7 +141,8 @@ def test_pushing_again_copies_nothing_and_tells_nothing(first, remote, shared):
 def test_a_push_tells_size_and_time_and_takes_what_was_cached_along(toy, remote, shared):
     toy.run(until=("shards",))
     run = toy.run(push_to=remote())
-    pushed = [event["step"] for event in run.events if event.get("text", "").startswith("pushed 0.0 MB to file://")]
+    pushed = {event["step"]: event["text"] for event in run.events if event.get("text", "").startswith("pushed ")}
+    assert pushed["total"].startswith("pushed 1 B to file://")
     assert sorted(pushed) == ["numbers", "shards", "total", "words"]
     assert run.events[-1]["event"] == "run_finished"
     assert len(list((shared / "artifacts").glob("*/artifact.json"))) == 4
