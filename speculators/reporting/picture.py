@@ -12,6 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from speculators.amounts import time_text
+
 BOX_WIDTH, BOX_HEIGHT, GAP = 104, 58, 24
 MARKS = {
     "finished": "ran",
@@ -76,17 +78,8 @@ def picture(
 
 
 def spoken(seconds: float | None) -> str:
-    """Seconds as people say them: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds is None:
-        return "–"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Seconds as people say them; a dash for what is not known."""
+    return time_text(seconds) or "–"
 
 
 def _layers(inputs: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
