@@ -199,11 +199,13 @@ def planned(
     *,
     remote: Remote | None = None,
     meets_by_itself: bool = False,
+    apart: bool = False,
 ) -> tuple[Loaded, Plan]:
     """Load the recipe and plan it; raises RecipeError, UsageError, and MachineError for a remote store out of reach.
 
     `machine` are the machines that an executor will use, `hardware` what is elsewhere and only planned for. An executor
-    that `meets_by_itself` brings nodes together, so that they are neither numbered nor told where.
+    that `meets_by_itself` brings nodes together, so that they are neither numbered nor told where; steps `apart` run
+    on machines that have only the remote store in common.
     """
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
@@ -224,10 +226,15 @@ def planned(
     selection = Selection(asked.only, asked.start, until, asked.force)
     store = Store.open(asked.store or default_store())
     if remote and asked.trust_remote_code and assembly.trusts_remote_code:
+        if apart:
+            raise UsageError(
+                "--no-shared-disk --trust-remote-code: what comes from a remote store could name code to run"
+            )
         click.echo(f"--trust-remote-code: nothing is taken from {remote}, as it could name code to run", err=True)
         remote = None
     looked_at = hardware is not None
-    return loaded, make_plan(assembly, store, selection, machine=machine, only_looked_at=looked_at, remote=remote)
+    plan = make_plan(assembly, store, selection, machine=machine, only_looked_at=looked_at, remote=remote, apart=apart)
+    return loaded, plan
 
 
 def _check_processes(asked: Asked, recipe: Recipe, *, meets_by_itself: bool) -> None:

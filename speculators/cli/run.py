@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +61,16 @@ def command(
     if push and not asked.remote:
         raise UsageError("--push needs --remote URL (or SPECULATORS_REMOTE), the store to push to")
     remote = remote_store(asked)
-    executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True))
-    loaded, plan = planned(asked, executor.machine, remote=remote, meets_by_itself=place.executor == "ray")
+    common = asked.remote if remote else None
+    executor = place.open(_store(asked).root, runs, grace, partial(click.echo, err=True), common)
+    ray = place.executor == "ray"
+    loaded, plan = planned(asked, executor.machine, remote=remote, meets_by_itself=ray, apart=place.apart)
     place.check([planned.name for planned in plan.steps], asked)
     check = partial(_check, recipe=loaded.recipe, executor=executor, anyway=yes)
     check(plan)
     previous = previous_run(runs, plan.assembly.name)
     texts = {"recipe.yaml": loaded.text, "recipe.resolved.yaml": resolved_text(loaded)}
-    folder = create_run(runs, plan, consent=consent(asked), texts=texts)
+    folder = create_run(runs, plan, consent=replace(consent(asked), anyway=yes), texts=texts)
     with showing(as_json=as_json) as (_, listen):
         push_to = remote if push else None
         outcome = run_plan(plan, folder, executor, listener=listen, previous=previous, push_to=push_to, check=check)

@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _FOR = {
     **dict.fromkeys(("gpus", "cpus", "memory"), ("slurm", "ray")),
     **dict.fromkeys(("time", "partition", "account", "slurm_arg"), ("slurm",)),
-    "ray_address": ("ray",),
+    **dict.fromkeys(("ray_address", "no_shared_disk"), ("ray",)),
 }
 """The executors for which each option is."""
 
@@ -43,6 +43,12 @@ class Where:
     account: str | None
     slurm_arg: tuple[str, ...]
     ray_address: str | None
+    no_shared_disk: bool
+
+    @property
+    def apart(self) -> bool:
+        """Whether steps run on machines that share no disk with this one."""
+        return self.executor == "ray" and self.no_shared_disk
 
     @property
     def requests(self) -> Requests:
@@ -59,6 +65,8 @@ class Where:
         nodes, processes = asked.nodes, asked.processes
         if nodes > 1 and self.executor == "slurm":
             raise UsageError(f"--nodes {nodes} is for --executor local, with the same command on each machine, or ray")
+        if nodes > 1 and self.apart:
+            raise UsageError(f"--nodes {nodes}: what machines do together lies on a disk that they share")
         requests = self.requests
         requests.check(steps)
         gpus = requests.of("train", uses_gpu=True).gpus
@@ -67,8 +75,11 @@ class Where:
                 f"--processes {processes} needs as many GPUs, and {gpus} are asked for; add --gpus train={processes}"
             )
 
-    def open(self, store: Path, runs: Path, grace: float, tell: Callable[[str], None]) -> Executor:
-        """The executor; raises MachineError where its package or cluster is missing, or a disk is not shared."""
+    def open(self, store: Path, runs: Path, grace: float, tell: Callable[[str], None], remote: str | None) -> Executor:
+        """The executor; raises MachineError where its package or cluster is missing, or a disk is not shared.
+
+        `remote` is the URL of the remote store, if one is used; UsageError where machines have nothing else in common.
+        """
         if self.executor == "slurm":
             from speculators.pipeline.executors.slurm import Site, SlurmExecutor
 
@@ -77,7 +88,10 @@ class Where:
         if self.executor == "ray":
             from speculators.pipeline.executors.ray import RayExecutor
 
-            return RayExecutor(self.requests, store, runs, address=self.ray_address, grace=grace)
+            if self.apart and not remote:
+                raise UsageError("--no-shared-disk needs --remote URL, a store that all machines reach")
+            common = remote if self.apart else None
+            return RayExecutor(self.requests, store, runs, address=self.ray_address, grace=grace, remote=common)
         from speculators.pipeline.executors.local import LocalExecutor
 
         return LocalExecutor(grace)
@@ -118,6 +132,11 @@ def where_options(command: _Command) -> _Command:
             ),
             click.option(
                 "--ray-address", metavar="HOST:PORT", help="The Ray cluster's head.  [default: $RAY_ADDRESS, else ours]"
+            ),
+            click.option(
+                "--no-shared-disk",
+                is_flag=True,
+                help="Ray's nodes share no disk: what steps read and make goes through --remote.",
             ),
         )
     ):

@@ -37,6 +37,8 @@ class Consent:
     processes: int = 1
     sharding: str = "none"
     nodes: Nodes = ONE_NODE
+    anyway: bool = False
+    """Whether steps run although estimates say that disk or memory will not do."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def plan_json(plan: Plan, run: str, consent: Consent) -> dict[str, Any]:
         "processes": consent.processes,
         "sharding": consent.sharding,
         "nodes": asdict(consent.nodes),
+        "anyway": consent.anyway,
         "recipe": plan.assembly.data,
         "steps": [step_json(planned) for planned in plan.steps],
     }

@@ -62,7 +62,7 @@ class Planned:
     offer: Manifest | None = None
     """What the remote store has, in the state `remote`."""
     wanted_here: bool = False
-    """Whether a run fetches the offer: a step that runs reads it, or it is what was asked for."""
+    """Whether it is to be here in the end: a step that runs here reads it, or it is what was asked for."""
     estimate: Estimate = field(default_factory=Estimate)
     model_seconds: float | None = None
     """What the step's own model of time says, before earlier runs correct it."""
@@ -88,6 +88,8 @@ class Plan:
     remote: Remote | None
     again: Callable[[], Plan]
     """Makes the same plan with what is there by then."""
+    apart: bool = False
+    """Whether steps run on machines that share no disk with this one: what they read and make is in `remote`."""
 
     def __getitem__(self, name: str) -> Planned:
         return next(planned for planned in self.steps if planned.name == name)
@@ -107,6 +109,10 @@ class Plan:
         """The artifacts that exist and serve, by step."""
         return {planned.name: planned.artifact for planned in self.steps if planned.artifact is not None}
 
+    def stays(self, planned: Planned) -> bool:
+        """Whether what the step makes means something on one machine only."""
+        return planned.step.stays(self.assembly.view(planned.step.reads))
+
 
 _TELLING_SECONDS = 60.0
 UNRESOLVED = "not resolved"
@@ -121,17 +127,26 @@ def make_plan(
     machine: Machine | None = None,
     only_looked_at: bool = False,
     remote: Remote | None = None,
+    apart: bool = False,
 ) -> Plan:
     """Plan the selected steps; `machine` says where a step that is bound to its machine would run (None: here).
 
     A plan that is `only_looked_at` is made without what this machine cannot reach: for another machine, its sizes are
-    right and its keys are not. What the store lacks may be in the `remote` one, whose manifests alone are read.
+    right and its keys are not. What the store lacks may be in the `remote` one, whose manifests alone are read. When
+    steps run `apart`, on machines with stores of their own, nothing is fetched for them to this one.
 
     Raises UsageError for a selection that makes no sense, RecipeError from the recipe's own checks, and whatever a
     step's `external` raises for a file or model that is not there; MachineError from a remote store out of reach.
     """
     again = partial(
-        make_plan, assembly, store, selection, machine=machine, only_looked_at=only_looked_at, remote=remote
+        make_plan,
+        assembly,
+        store,
+        selection,
+        machine=machine,
+        only_looked_at=only_looked_at,
+        remote=remote,
+        apart=apart,
     )
     selection = selection or Selection()
     order = ordered(assembly.steps)
@@ -182,7 +197,8 @@ def make_plan(
             return []
         return [one for one in store.history(name) if host in (None, one.manifest.host)]
 
-    read = {source for step in order if step.name in why for source in step.inputs}
+    doing_here = (step for step in order if step.name in why and not (apart and step.cached))
+    read = {source for step in doing_here for source in step.inputs}
     planned = []
     for step in order:
         name = step.name
@@ -206,7 +222,7 @@ def make_plan(
                 model_seconds=model.seconds,
             )
         )
-    return Plan(assembly, store, tuple(planned), remote, again)
+    return Plan(assembly, store, tuple(planned), remote, again, apart)
 
 
 def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None) -> None:
@@ -215,7 +231,8 @@ def check_machine(plan: Plan, memory: Callable[[Step], int | None] | None = None
     """
     for planned in plan.to_run:
         planned.step.needs(plan.assembly.view(planned.step.reads))
-    disk = {planned.name: planned.estimate.disk or 0 for planned in plan.to_run}
+    made_here = (planned for planned in plan.to_run if planned.wanted_here or not plan.apart)
+    disk = {planned.name: planned.estimate.disk or 0 for planned in made_here}
     disk |= {name: offer.size for name, offer in plan.to_fetch.items()}
     free = free_disk(plan.store.root)
     if sum(disk.values()) > free:

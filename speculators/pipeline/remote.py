@@ -4,7 +4,8 @@
     URL/artifacts/tokens-6d20f03c9a41be77/INSTANCE/...     the payload, in a folder named by its own digest
 
 Two machines that do the same work at once may come to different bytes. Each fills a folder of its own, so whichever
-`artifact.json` is there belongs to a payload that is whole; no lock is needed, and what is there is not replaced.
+`artifact.json` is there belongs to a payload that is whole; no lock is needed, and what is there is not replaced,
+except by a run whose steps are on machines that have no other disk in common.
 
 Whoever may write there may be less trusted than this machine: names are checked before they become paths, and every
 file's size and sha256 before it is published here. Retries, parallel parts and credentials are the packages' own.
@@ -141,8 +142,10 @@ class Remote:
                 return Damaged(incoming, str(difference))
             return store.adopt(incoming, manifest)
 
-    def push(self, artifact: Artifact, moved: Moved = unheeded) -> bool:
+    def push(self, artifact: Artifact, moved: Moved = unheeded, *, replaces: bool = False) -> bool:
         """Copy an artifact there; False: it is there already. What an attempt that was ended had copied is kept.
+
+        Another instance of the same key that is there stays, unless this one `replaces` it.
 
         Raises MachineError where the store cannot be written, StepError for an artifact that changes meanwhile.
         """
@@ -152,7 +155,7 @@ class Remote:
                 raise StepError(f"{name} cannot be pushed: {why}")
             self._files.invalidate_cache()
             again = name in self.damaged
-            if not again and self._read(name) is not None:
+            if not again and (found := self._read(name)) and (not replaces or found.instance == manifest.instance):
                 return False
             target = f"{self._place(name)}/{manifest.instance}"
             there = {} if again else self._sizes(target)
@@ -167,6 +170,14 @@ class Remote:
             self._put(artifact.path / NAME, f"{self._place(name)}/{NAME}", unheeded)
             self.damaged.pop(name, None)
             return True
+
+    def discard(self, name: str) -> None:
+        """Remove an artifact, `artifact.json` first; raises MachineError where the store cannot be written."""
+        with self._telling(f"{name} could not be removed"):
+            self._files.invalidate_cache()
+            for place in (f"{self._place(name)}/{NAME}", self._place(name)):
+                with contextlib.suppress(*_NOT_THERE):
+                    self._files.rm(place, recursive=True)
 
     def _place(self, name: str) -> str:
         return f"{self._root}/artifacts/{name}"

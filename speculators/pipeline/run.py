@@ -32,7 +32,7 @@ from speculators.pipeline.plan import Plan, Planned, check_machine
 from speculators.pipeline.reasons import Reason
 from speculators.pipeline.remote import Remote, Stopped
 from speculators.pipeline.store import Artifact, instances
-from speculators.pipeline.transfers import Pushes, fetch
+from speculators.pipeline.transfers import Pushes, bring_back, fetch, hand_over
 
 _T = TypeVar("_T")
 
@@ -97,8 +97,9 @@ class _Run:
         self.tail = EventTail(self.folder.events_file)
         self.events = self.folder.events
         self.artifacts: dict[str, Path] = {}
+        self.elsewhere: set[str] = set()  # in the remote store only
         clock = time.monotonic()
-        self.pushes = Pushes(self.push_to, self.plan, self.events, lambda: self.interruptions > 0)
+        self.pushes = Pushes(self.push_to, self.plan, self.events, self._is_ending)
         gates: tuple[Gate, ...] = ()
         with self._interruptions_noted():
             self._begin()
@@ -124,6 +125,7 @@ class _Run:
             self.plan.store.touch(artifact)
             self._have(name, artifact)
             self.events.write("step_cached", step=name, artifact=artifact.path.name)
+        self.elsewhere.update(planned.name for planned in self.plan.steps if planned.state == "remote")
         for planned in self.plan.steps:
             if planned.why is not None and planned.why.reason is Reason.DAMAGED:
                 self.events.write("message", step=planned.name, text=f"{planned.id} is {planned.why.text}")
@@ -147,7 +149,7 @@ class _Run:
         """Bring here what the plan takes from the remote store; what is damaged there is planned to be made instead."""
         try:
             while self.plan.to_fetch and not self.interruptions:
-                self._beside(lambda: fetch(self.plan, self.folder, lambda: self.interruptions > 0))
+                self._beside(lambda: fetch(self.plan, self.folder, self._is_ending))
                 before, self.plan = self.plan.to_run, self.plan.again()
                 write_plan_again(self.folder, self.plan)
                 self._tell_plan()
@@ -190,7 +192,7 @@ class _Run:
                 self._listen()
 
     def _may_start(self, planned: Planned, beside: Collection[Planned]) -> bool:
-        if any(name not in self.artifacts for name in planned.step.inputs):
+        if any(name not in self.artifacts and name not in self.elsewhere for name in planned.step.inputs):
             return False
         return planned.step.light or not self.executor.one_machine or all(other.step.light for other in beside)
 
@@ -210,14 +212,28 @@ class _Run:
             self.events.write("message", step=planned.name, text=text)
 
         work = self._command(planned)
-        status = self.executor.run(work, Caller(tell, lambda: self._taken(planned)))
-        if status == 0 and planned.step.cached and not self._published(planned):
-            explain(work.log, f"the step ended well, but {planned.id} is not in the store {self.plan.store.root}")
-            return 1
+        try:
+            if self.plan.apart and planned.step.cached:
+                hand_over(self.plan, planned, self.folder, self._is_ending)
+            status = self.executor.run(work, Caller(tell, lambda: self._taken(planned)))
+            if status == 0 and planned.step.cached and not self._published(planned):
+                where = self.plan.remote if self.plan.apart else self.plan.store.root
+                explain(work.log, f"the step ended well, but {planned.id} is not in the store {where}")
+                return 1
+        except Stopped:
+            return INTERRUPTED
+        except SpeculatorsError as error:
+            explain(work.log, str(error))
+            return error.exit_code
         return status
+
+    def _is_ending(self) -> bool:
+        return self.interruptions > 0
 
     def _published(self, planned: Planned) -> bool:
         """Whether the artifact is there; another machine's work may take some seconds to be seen on a network disk."""
+        if self.plan.apart:
+            return bring_back(self.plan, planned, self.folder, self._is_ending)
         deadline = time.monotonic() + (0 if self.executor.one_machine else _UNSEEN_SECONDS)
         while not isinstance(self.plan.store.find(planned.name, planned.key), Artifact):
             if time.monotonic() >= deadline or self.interruptions:
@@ -257,7 +273,9 @@ class _Run:
             found = self.plan.store.find(planned.name, planned.key) if planned.step.cached else None
             if isinstance(found, Artifact):
                 self._have(planned.name, found)
-                self._release(planned)
+            elif planned.step.cached:
+                self.elsewhere.add(planned.name)
+            self._release(planned)
             return
         if self.interruptions:
             return
@@ -278,14 +296,27 @@ class _Run:
         """Let go of the inputs that the step does not want kept, unless another step of this run still needs them."""
         for name in planned.step.releases:
             others = (other for other in self.plan.to_run if name in other.step.inputs)
+            if any(other.name not in self.finished for other in others):
+                continue
+            if self.plan.apart:
+                self._release_elsewhere(planned, name)
             artifact = self.artifacts.get(name)
-            if artifact is None or any(other.name not in self.finished for other in others):
+            if artifact is None:
                 continue
             with self.plan.store.try_hold(artifact.name) as held:
                 if held and artifact.exists():
                     self.plan.store.discard(artifact.name)
                     self.folder.unlink(name)
                     self.events.write("message", step=planned.name, text=f"{name} is no longer needed and was removed")
+
+    def _release_elsewhere(self, planned: Planned, name: str) -> None:
+        assert self.plan.remote is not None  # noqa: S101  machines have it in common
+        try:
+            self.plan.remote.discard(self.plan[name].id)
+            text = f"{name} is no longer needed and was removed from {self.plan.remote}"
+        except MachineError as error:
+            text = str(error)
+        self.events.write("message", step=planned.name, text=text)
 
     def _judge(self) -> tuple[Gate, ...]:
         """Judge the gates, unless a step failed: what was not measured is not missed."""

@@ -2,6 +2,8 @@
 
 The runner does both, and not the steps' own processes: no GPU is held while bytes travel, nodes of a cluster often have
 no way out, and the credentials stay where they were given. The disk is the one that the steps share with the runner.
+Where they share none, each machine fetches what it reads and pushes what it makes (`pipeline.apart`), and the runner
+hands over and brings back what only it has, and what is wanted here.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from speculators.amounts import size_text, time_text
 from speculators.errors import SpeculatorsError, StepError
 from speculators.pipeline.events import EventLog, StepReporter
 from speculators.pipeline.folder import RunFolder
-from speculators.pipeline.plan import Plan
+from speculators.pipeline.manifest import Manifest
+from speculators.pipeline.plan import Plan, Planned
 from speculators.pipeline.remote import Moved, Remote, Stopped
-from speculators.pipeline.store import Artifact
+from speculators.pipeline.store import Artifact, Damaged, Store
 
 _LARGE = 10**7  # bytes
 
@@ -32,15 +35,61 @@ def fetch(plan: Plan, folder: RunFolder, stopping: Stopping) -> None:
     minute. Raises Stopped when the run ends.
     """
     for name, offer in plan.to_fetch.items():
-        reporter, clock = StepReporter(folder.events, name), time.monotonic()
         assert plan.remote is not None  # noqa: S101  it made the offer
-        found = plan.remote.pull(
-            offer, plan.store, run=folder.id, waiting=reporter.message, moved=_progress(reporter, offer.size, stopping)
+        _pull(plan.remote, offer, plan.store, StepReporter(folder.events, name), folder.id, stopping)
+
+
+def hand_over(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> None:
+    """Let the remote store have what a step on another machine reads, as far as it is here.
+
+    Raises MachineError where the store cannot be written, Stopped when the run ends.
+    """
+    for name in step.step.inputs:
+        artifact = plan.store.find(name, plan[name].key)
+        if isinstance(artifact, Artifact) and not plan.stays(plan[name]):
+            push(plan, artifact, StepReporter(folder.events, step.name), stopping)
+
+
+def bring_back(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> bool:
+    """Take what a step on another machine has pushed into the store if it is wanted here; False: it is not there.
+
+    Raises MachineError where the remote store cannot be read, Stopped when the run ends.
+    """
+    if plan.stays(step):
+        return True
+    assert plan.remote is not None  # noqa: S101  machines have it in common
+    offer = plan.remote.offers({step.name: step.key}).get(step.name)
+    if offer is None or not step.wanted_here:
+        return offer is not None
+    with plan.store.hold(step.id, run=folder.id, waiting=lambda _: None):
+        there = plan.store.find(step.name, step.key)
+        if there is not None and not (isinstance(there, Artifact) and there.manifest.instance == offer.instance):
+            plan.store.discard(step.id)
+    reporter = StepReporter(folder.events, step.name)
+    return isinstance(_pull(plan.remote, offer, plan.store, reporter, folder.id, stopping), Artifact)
+
+
+def push(plan: Plan, artifact: Artifact, reporter: StepReporter, stopping: Stopping) -> None:
+    """Let the plan's remote store have this instance of an artifact."""
+    assert plan.remote is not None  # noqa: S101  it is what there is to push to
+    clock, size = time.monotonic(), artifact.manifest.size
+    if plan.remote.push(artifact, _progress(reporter, size, stopping), replaces=True):
+        reporter.message(
+            f"pushed {size_text(size)} of {artifact.manifest.step} to {plan.remote} in "
+            f"{time_text(time.monotonic() - clock)}"
         )
-        if isinstance(found, Artifact):
-            reporter.message(
-                f"fetched {size_text(offer.size)} from {plan.remote} in {time_text(time.monotonic() - clock)}"
-            )
+
+
+def _pull(
+    remote: Remote, offer: Manifest, store: Store, reporter: StepReporter, run: str, stopping: Stopping
+) -> Artifact | Damaged:
+    clock = time.monotonic()
+    found = remote.pull(
+        offer, store, run=run, waiting=reporter.message, moved=_progress(reporter, offer.size, stopping)
+    )
+    if isinstance(found, Artifact):
+        reporter.message(f"fetched {size_text(offer.size)} from {remote} in {time_text(time.monotonic() - clock)}")
+    return found
 
 
 class Pushes:
@@ -53,7 +102,7 @@ class Pushes:
         """`remote` None: nothing is pushed. Nor is what means nothing elsewhere, or is not kept here either."""
         self._remote, self._events, self._stopping = remote, events, stopping
         let_go = {name for planned in plan.steps for name in planned.step.releases}
-        stays = {one.name for one in plan.steps if one.step.stays(plan.assembly.view(one.step.reads))}
+        stays = {one.name for one in plan.steps if plan.stays(one)}
         self._not_these = let_go | stays
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._doing: list[Future[None]] = []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -30,8 +29,8 @@ from speculators.pipeline.machine import machine_class, machine_key, peak_memory
 from speculators.pipeline.manifest import FileEntry, Manifest, now
 from speculators.pipeline.step import Context, Nodes, Step
 from speculators.pipeline.store import Artifact, Store, instances
+from speculators.pipeline.tied import end_with_the_runner
 
-_GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 
 
@@ -241,21 +240,14 @@ def _check_external(job: Job, when: str) -> None:
 
 
 def _end_on_signals() -> None:
-    """Turn SIGTERM into KeyboardInterrupt, so that `finally` blocks stop servers, and end when the runner is gone."""
+    """Turn SIGTERM, which comes when the runner is gone too, into KeyboardInterrupt: `finally` blocks stop servers."""
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-
-    def wait_for_the_runner() -> None:
-        os.read(0, 1)  # returns when the pipe closes; `sys.stdin` would hold a lock at exit
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
-        os.killpg(0, signal.SIGKILL)  # the executor gave this process a group of its own
-
-    threading.Thread(target=wait_for_the_runner, daemon=True).start()
+    end_with_the_runner()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def toy_cli(tmp_path, monkeypatch):
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
 
-    def planned(options: asked.Asked, machine=None, hardware=None, *, remote=None, meets_by_itself=False):
+    def planned(options: asked.Asked, machine=None, hardware=None, *, remote=None, meets_by_itself=False, apart=False):
         data = {}
         for text in options.sets:
             path, _, value = text.partition("=")
@@ -35,7 +35,7 @@ def toy_cli(tmp_path, monkeypatch):
         loaded = SimpleNamespace(text="name: toy\n", data=assembly.data, recipe=None)
         selection = Selection(options.only, options.start, options.until, options.force)
         store = Store.open(options.store or default_store())
-        return loaded, make_plan(assembly, store, selection, machine=machine, remote=remote)
+        return loaded, make_plan(assembly, store, selection, machine=machine, remote=remote, apart=apart)
 
     for module in (plan, run):
         monkeypatch.setattr(module, "planned", planned)

@@ -64,6 +64,8 @@ def test_a_site_chooses_in_its_environment_and_a_local_run_is_not_disturbed(toy_
         (["--gpus", "1"], "--gpus is for --executor slurm or ray"),
         (["--executor", "ray", "--account", "us"], "--account is for --executor slurm"),
         (["--executor", "slurm", "--ray-address", "head:6379"], "--ray-address is for --executor ray"),
+        (["--no-shared-disk"], "--no-shared-disk is for --executor ray"),
+        (["--executor", "ray", "--no-shared-disk"], "--no-shared-disk needs --remote URL"),
         (["--executor", "slurm", "--gpus", "shard=1"], "did you mean `shards`?"),
         (["--executor", "slurm", "--slurm-arg=constraint"], "--slurm-arg=--constraint=h100"),
         (["--executor", "slurm", "--processes", "auto"], "--processes auto counts this machine's GPUs"),

@@ -48,20 +48,20 @@ def another(toy_graph, tmp_path):
 
 
 def toy_on(toy_graph, store, runs):
-    def plan(data=None, steps=None, remote=None, **selection):
+    def plan(data=None, steps=None, remote=None, apart=False, **selection):
         assembly = toy_graph.reassemble(data or {})
         if steps is not None:
             assembly = SimpleNamespace(**{**vars(assembly), "steps": steps})
-        return make_plan(assembly, store, Selection(**selection), remote=remote)
+        return make_plan(assembly, store, Selection(**selection), remote=remote, apart=apart)
 
-    def start(data=None, remote=None, **selection):
-        planned = plan(data, remote=remote, **selection)
+    def start(data=None, remote=None, apart=False, **selection):
+        planned = plan(data, remote=remote, apart=apart, **selection)
         folder = create_run(runs, planned, consent=Consent(), texts={"recipe.yaml": json.dumps(data)})
         return planned, folder
 
-    def run(data=None, executor=None, remote=None, push_to=None, **selection):
+    def run(data=None, executor=None, remote=None, push_to=None, apart=False, **selection):
         previous = previous_run(runs, "toy")
-        planned, folder = start(data, remote=remote, **selection)
+        planned, folder = start(data, remote=remote, apart=apart, **selection)
         events = []
         executor = executor or LocalExecutor(grace=2.0)
         outcome = run_plan(planned, folder, executor, listener=events.append, previous=previous, push_to=push_to)

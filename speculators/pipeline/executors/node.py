@@ -1,6 +1,6 @@
 """What happens on the node of a cluster: it is looked at, and a step's command runs on it.
 
-Nothing here knows the cluster; its files are the run's folder and the store, which every node must see.
+Nothing here knows the cluster.
 """
 
 from __future__ import annotations
@@ -48,16 +48,21 @@ class Shared:
 class OnNode:
     """A step's command as it runs on this node, in a thread, so that whoever waits for it can be interrupted."""
 
-    def __init__(self, work: Work, shared: Shared, grace: float) -> None:
-        """Start it; a node that does not see the store says so in the step's log instead."""
+    def __init__(self, work: Work, shared: Shared | None, grace: float) -> None:
+        """Start it; a node that does not see the store `shared` says so in the step's log instead."""
         self._local = LocalExecutor(grace)
         self._status: Future[int] = Future()
         threading.Thread(target=self._run, args=(work, shared), daemon=True).start()
 
+    def has_ended(self, seconds: float = _LOOK_SECONDS) -> bool:
+        """Wait that long for the end; whether it has come."""
+        futures.wait([self._status], timeout=seconds)
+        return self._status.done()
+
     def wait(self) -> int:
         """Wait for the end; the exit status."""
-        while not self._status.done():
-            futures.wait([self._status], timeout=_LOOK_SECONDS)
+        while not self.has_ended():
+            pass
         return self._status.result()
 
     def stop(self) -> int:
@@ -65,9 +70,9 @@ class OnNode:
         self._local.stop()
         return self.wait()
 
-    def _run(self, work: Work, shared: Shared) -> None:
+    def _run(self, work: Work, shared: Shared | None) -> None:
         try:
-            wrong = shared.difference()
+            wrong = shared.difference() if shared else None
             if wrong is None:
                 self._status.set_result(self._local.run(work))
             else:

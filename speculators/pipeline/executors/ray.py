@@ -3,6 +3,9 @@
 Only the command, a few variables and the exit status travel through Ray: artifacts, events and logs go through the disk
 that all nodes share, which is checked on every node before anything is planned. Tasks end with the runner. A task whose
 node or process is lost is started again by Ray, and the step goes on where it was.
+
+Where nodes share no disk, artifacts go through a remote store and the rest through Ray (`ray_apart.py`); a step that
+starts again on another node then starts from its beginning.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from speculators.errors import INTERRUPTED, MachineError
 from speculators.pipeline.executors.base import ALONE, Caller, Work, explain, missing
 from speculators.pipeline.executors.local import LocalExecutor
 from speculators.pipeline.executors.node import Shared
-from speculators.pipeline.executors.ray_node import Sight, run_on_node, sights
+from speculators.pipeline.executors.ray_apart import Errand, ear, run_apart
+from speculators.pipeline.executors.ray_node import OneDisk, OwnDisks, Sight, run_on_node, sights
 from speculators.pipeline.executors.ray_together import LOST, Together
 from speculators.pipeline.executors.requests import Requests, Resources
 from speculators.pipeline.step import Step
@@ -41,11 +45,19 @@ class RayExecutor:
     one_machine = False
 
     def __init__(
-        self, requests: Requests, store: Path, runs: Path, *, address: str | None = None, grace: float = 30.0
+        self,
+        requests: Requests,
+        store: Path,
+        runs: Path,
+        *,
+        address: str | None = None,
+        grace: float = 30.0,
+        remote: str | None = None,
     ) -> None:
         """`address`: of the cluster's head, else `$RAY_ADDRESS`, else the cluster that this machine belongs to.
 
-        Raises MachineError where Ray or the cluster is missing, and for a node that does not share store and runs.
+        `remote`: the URL of a remote store that all nodes use because they share no disk. Raises MachineError where Ray
+        or the cluster is missing, and for a node that has neither store and runs nor the remote store in common.
         """
         try:
             import ray
@@ -62,14 +74,21 @@ class RayExecutor:
                 f"{named} ({str(error).strip().splitlines()[0]}); start one with `ray start --head`, or name its head "
                 "with --ray-address HOST:6379 or RAY_ADDRESS"
             ) from error
-        self._requests, self._grace = requests, grace
+        self._requests, self._grace, self._remote = requests, grace, remote
         self._shared = Shared.of(store)
         self._local = LocalExecutor(grace)
         self._tasks: set[Any] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._killed = threading.Event()
-        self._nodes: dict[str, Sight] = sights(ray, self._shared, runs.absolute())
+        self._nodes = self._looked_at(runs.absolute())
+        self._ear: Any = ear(ray) if remote else None
+
+    def _looked_at(self, runs: Path) -> dict[str, Sight]:
+        if self._remote:
+            return sights(self._ray, OwnDisks(self._remote))
+        with OneDisk.shown(self._shared, runs) as disk:
+            return sights(self._ray, disk)
 
     def machine(self, step: Step) -> Mapping[str, Any]:
         """The most frequent kind of node that has what the step asks for."""
@@ -96,7 +115,7 @@ class RayExecutor:
         with self._lock:
             if self._stopped.is_set():
                 return INTERRUPTED
-            task = self._task(work, asked).remote(_with_environment(work, asked), self._shared, self._grace)
+            task = self._begun(work, asked)
             self._tasks.add(task)
         try:
             return self._follow(work, task)
@@ -158,8 +177,16 @@ class RayExecutor:
         for task in tasks:
             self._ray.cancel(task, force=force)
 
-    def _task(self, work: Work, asked: Resources) -> Any:
-        """The remote function with what it asks for."""
+    def _begun(self, work: Work, asked: Resources) -> Any:
+        """The task, which Ray starts as soon as it can."""
+        own = _with_environment(work, asked)
+        if self._remote:
+            function = self._remote_function(run_apart, work, asked)
+            return function.remote(own, Errand.of(work, self._remote), self._ear, self._grace)
+        return self._remote_function(run_on_node, work, asked).remote(own, self._shared, self._grace)
+
+    def _remote_function(self, function: Callable[..., int], work: Work, asked: Resources) -> Any:
+        """`function` with what it asks for."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {
@@ -175,7 +202,7 @@ class RayExecutor:
             ]
             if same and len(same) < len(self._nodes):
                 options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(same[0], soft=False)
-        return self._ray.remote(run_on_node).options(**options)
+        return self._ray.remote(function).options(**options)
 
     def _follow(self, work: Work, task: Any) -> int:
         while not self._ray.wait([task], timeout=_LOOK_SECONDS)[0]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from speculators import __version__
-from speculators.errors import MachineError
+from speculators.errors import MachineError, SpeculatorsError
 from speculators.pipeline.executors.base import Work
 from speculators.pipeline.executors.node import OnNode, Shared
 from speculators.pipeline.executors.requests import Resources
 from speculators.pipeline.machine import machine_key
+from speculators.pipeline.remote import Remote
+from speculators.pipeline.store import Store, default_store
 
 _SIGHT_SECONDS = 120.0
 
@@ -37,36 +40,77 @@ class Sight:
         return all(self.resources.get(name, 0) >= amount for name, amount in wanted.items())
 
 
-def sights(ray: Any, shared: Shared, runs: Path) -> dict[str, Sight]:
+@dataclass(frozen=True)
+class OneDisk:
+    """The disk that nodes must share: the store, a file in the folder of runs, and a lock that is held."""
+
+    shared: Shared
+    seen: Path
+    lock: Path
+
+    @classmethod
+    @contextlib.contextmanager
+    def shown(cls, shared: Shared, runs: Path) -> Iterator[OneDisk]:
+        """What to look for on other nodes, as long as the block lasts."""
+        runs.mkdir(parents=True, exist_ok=True)
+        mark = f".seen-{uuid4().hex[:8]}"
+        disk = cls(shared, runs / mark, shared.store / mark)
+        try:
+            disk.seen.touch()
+            with disk.lock.open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                yield disk
+        finally:
+            disk.seen.unlink(missing_ok=True)
+            disk.lock.unlink(missing_ok=True)
+
+    def difference(self) -> str | None:
+        """What is wrong with it on the node on which this runs; None: nothing."""
+        host = platform.node()
+        wrong = self.shared.difference()
+        if wrong is None and not self.seen.exists():
+            wrong = f"{host} does not see the folder {self.seen.parent} (--runs); it must lie on a disk that all share"
+        if wrong is None and _free(self.lock):
+            wrong = (
+                f"a lock of another machine does not hold on {host} in {self.shared.store} (--store), so that two "
+                "could do the same work at once; mount it with locks (Lustre: flock, NFS: version 4)"
+            )
+        return f"{wrong}; where machines share no disk: --no-shared-disk --remote URL" if wrong else None
+
+
+@dataclass(frozen=True)
+class OwnDisks:
+    """The remote store that nodes have in common where they share no disk."""
+
+    url: str
+
+    def difference(self) -> str | None:
+        """What is wrong with it, or the own store, on the node on which this runs; None: nothing."""
+        try:
+            Store.open(default_store())
+            Remote.open(self.url).offers({"tokens": "0" * 64})
+        except SpeculatorsError as error:
+            return f"{platform.node()}: {error}"
+        return None
+
+
+def sights(ray: Any, disks: OneDisk | OwnDisks) -> dict[str, Sight]:
     """Look at every node of the cluster that runs tasks.
 
-    Raises MachineError for nodes that do not see the store and the folder of runs as this machine does, where a lock
-    that is held here can be had there too, or that have another version of speculators.
+    Raises MachineError for nodes with something wrong about their disks, or another version of speculators.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    runs.mkdir(parents=True, exist_ok=True)
-    mark = f".seen-{uuid4().hex[:8]}"
-    seen, lock = runs / mark, shared.store / mark
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
     if not nodes:
         raise MachineError("the Ray cluster has no node with CPUs")
-    try:
-        seen.touch()
-        with lock.open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            looks = [
-                ray.remote(look)
-                .options(
-                    num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-                )
-                .remote(shared, seen, lock, dict(nodes[node]["Resources"]), __version__)
-                for node in nodes
-            ]
-            answers = {node: _answer(ray, task, nodes[node]) for node, task in zip(nodes, looks, strict=True)}
-    finally:
-        seen.unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
+    looks = [
+        ray.remote(look)
+        .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(disks, dict(nodes[node]["Resources"]), __version__)
+        for node in nodes
+    ]
+    answers = {node: _answer(ray, task, nodes[node]) for node, task in zip(nodes, looks, strict=True)}
     found = {node: sight for node, sight in answers.items() if sight is not None}
     wrong = [sight.wrong for sight in found.values() if sight.wrong]
     if wrong:
@@ -74,17 +118,9 @@ def sights(ray: Any, shared: Shared, runs: Path) -> dict[str, Sight]:
     return found
 
 
-def look(shared: Shared, seen: Path, lock: Path, resources: Mapping[str, float], version: str) -> Sight:
+def look(disks: OneDisk | OwnDisks, resources: Mapping[str, float], version: str) -> Sight:
     """Look at the node on which this runs."""
-    host = platform.node()
-    wrong = shared.difference()
-    if wrong is None and not seen.exists():
-        wrong = f"{host} does not see the folder {seen.parent} (--runs); it must lie on a disk that all machines share"
-    if wrong is None and _free(lock):
-        wrong = (
-            f"a lock of another machine does not hold on {host} in {shared.store} (--store), so that two could do the "
-            "same work at once; mount it with locks (Lustre: flock, NFS: version 4)"
-        )
+    host, wrong = platform.node(), disks.difference()
     if version != __version__:
         wrong = f"{host} has speculators {__version__}, and {version} is used here"
     return Sight(host, wrong, machine_key(), resources)

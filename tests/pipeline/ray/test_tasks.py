@@ -20,9 +20,6 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spec
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one for each process that tests
 
-TOY = Path(__file__).parent / "toy"
-NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-
 RUNNER = """
 import sys
 from pathlib import Path
@@ -41,51 +38,6 @@ executor = RayExecutor(Requests(), store, runs, address=sys.argv[3], grace=5.0)
 folder = create_run(runs, plan, consent=Consent(), texts={})
 sys.exit(run_plan(plan, folder, executor).exit_code)
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Two nodes: a head with one CPU, and another with two; their processes find the toy graph and its barriers."""
-    from ray.cluster_utils import Cluster
-
-    barriers = tmp_path_factory.mktemp("ray") / "barriers"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOY_BARRIERS", str(barriers))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TOY), str(Path(__file__).parents[2])]))
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        for attempts_left in (2, 1, 0):  # Ray gives a node half a minute, which a busy machine may not have
-            made = Cluster()
-            try:
-                made.add_node(num_cpus=1, **NODE)
-                made.add_node(num_cpus=2, **NODE)
-                break
-            except Exception:
-                made.shutdown()
-                if not attempts_left:
-                    raise
-        made.barriers = barriers
-        yield made
-        ray.shutdown()
-        made.shutdown()
-
-
-@pytest.fixture
-def ray_toy(toy, cluster, tmp_path):
-    """The toy's runs, with barriers where the cluster's processes look for them."""
-    cluster.barriers.unlink(missing_ok=True)
-    cluster.barriers.symlink_to(tmp_path / "barriers")
-    return toy
-
-
-@pytest.fixture
-def executor(store, tmp_path, cluster):
-    """Makes an executor on the cluster; arguments are options as on the command line, by name."""
-
-    def make(grace=5.0, **asked):
-        requests = Requests.parse(asked)
-        return RayExecutor(requests, store.root, tmp_path / "runs", address=cluster.address, grace=grace)
-
-    return make
 
 
 def pids(toy, step="shards"):
@@ -153,13 +105,13 @@ def test_a_task_whose_process_is_killed_starts_again_and_the_step_goes_on(ray_to
 
 
 def test_a_lost_node_s_step_goes_on_elsewhere(ray_toy, cluster, executor, barrier, in_thread):
-    lost = cluster.add_node(num_cpus=4, **NODE)
+    lost = cluster.node(4, "lost")
     there = executor(cpus=["shards=3"])  # no other node has as many
     stop = barrier("shard-1")
     running = in_thread(ray_toy.run, executor=there, until=("shards",))
     stop.reached()
     stop.remove()
-    spare = cluster.add_node(num_cpus=3, **NODE)
+    spare = cluster.node(3, "spare")
     cluster.remove_node(lost, allow_graceful=False)
     run = running.join()
     cluster.remove_node(spare)
