@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from speculators.losses.distributions import Compare, Target, compare
 
-CHUNK_ELEMENTS = 1 << 22
-"""Probabilities of the verifier computed at a time: tensors of 16 MiB in float32."""
-CHUNK_POSITIONS = 64
+CHUNK_ELEMENTS = 1 << 20
+"""Probabilities of the verifier computed at a time: tensors of 4 MiB in float32, which stay in a processor's caches."""
+GPU_CHUNK_ELEMENTS = 1 << 23
+"""On a GPU, where reading the head costs as much as some hundred rows of its product."""
+CHUNK_POSITIONS = 128
 """Fewest positions in a chunk, whatever the vocabulary: products with fewer rows are slow."""
 
 Targets = Callable[[slice], Target]
@@ -62,11 +64,11 @@ def chunked_loss(
     `rounded` [Vd, h] is the weight in the type of the products; of both there is one for all steps, or a sequence with
     one for each, taken in turn. A narrower `weight` is the last columns of its `rounded`, and the others are frozen.
     `positions` is how many target positions there are, `chunk` how many are worked off at a time (None: by the size of
-    the vocabulary), `compared` compares the rows of a chunk. What comes beside the loss carries no gradient.
+    the head), `compared` compares the rows of a chunk. What comes beside the loss carries no gradient.
     """
     weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
     low = [rounded] if isinstance(rounded, torch.Tensor) else list(rounded)
-    work = _Work(steps, low, targets, positions, losses, chunk_size(len(low[0]), chunk), compared)
+    work = _Work(steps, low, targets, positions, losses, chunk_size(low[0], chunk), compared)
     if not torch.is_grad_enabled():  # inside of the function it never is
         return work.run(None, [None] * len(weights)), work.judged
     hidden = [step.hidden for step in steps]
@@ -74,9 +76,10 @@ def chunked_loss(
     return total, work.judged
 
 
-def chunk_size(vocabulary: int, asked: int | None = None) -> int:
-    """Positions whose logits over so many tokens are held at a time: as `asked`, else by their number."""
-    return asked or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // vocabulary)
+def chunk_size(head: torch.Tensor, asked: int | None = None) -> int:
+    """Positions whose logits by a head [Vd, h] are held at a time: as `asked`, else by its size and where it is."""
+    elements = CHUNK_ELEMENTS if head.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return asked or max(CHUNK_POSITIONS, elements // len(head))
 
 
 class _Work:

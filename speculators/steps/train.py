@@ -180,7 +180,10 @@ def _memory(scope: Scope) -> int | None:
     has_gpu = visible_gpus() > 0 or "gpu_speed" in facts
     narrow = options.precision == "bfloat16" and (has_gpu or multiplies_bfloat16())
     product = 2 if narrow else 4
-    found = [estimated(one.algorithm, one.options, facts, product=product) for one in phases(algorithm, options)]
+    found = [
+        estimated(one.algorithm, one.options, facts, product=product, on_gpu=has_gpu)
+        for one in phases(algorithm, options)
+    ]
     counted = [one for one in found if one is not None]
     if counted:
         return max(counted) if has_gpu else max(counted) + _PROCESS_BYTES

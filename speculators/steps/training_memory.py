@@ -14,8 +14,8 @@ from speculators.recipe.shapes.recipe import Algorithm
 from speculators.recipe.shapes.train import AdamW8bit, Muon, Train
 
 FLOAT = 4
-CHUNK_ELEMENTS, CHUNK_POSITIONS, CHUNK_TENSORS = 1 << 22, 64, 7
-"""The first two are those of `losses/chunked.py`, which planning cannot import; a test holds them equal."""
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, CHUNK_POSITIONS, CHUNK_TENSORS = 1 << 20, 1 << 23, 128, 7
+"""The first three are those of `losses/chunked.py`, which planning cannot import; a test holds them equal."""
 PLAIN_SCORES = 1 << 25
 """That of `layers/attention.py`."""
 
@@ -76,7 +76,9 @@ class Options:
     """Positions whose whole distributions the loss holds at a time."""
 
 
-def estimated(algorithm: Algorithm, train: Train, facts: Mapping[str, float], *, product: int) -> int | None:
+def estimated(
+    algorithm: Algorithm, train: Train, facts: Mapping[str, float], *, product: int, on_gpu: bool = False
+) -> int | None:
     """Bytes of tensors, from a recipe and what is known while planning; None as long as the verifier is not known.
 
     Before there are tokens, a batch counts as one document that is an answer from its beginning to its end.
@@ -102,6 +104,7 @@ def estimated(algorithm: Algorithm, train: Train, facts: Mapping[str, float], *,
     load = Load(tokens, chains, facts.get("batch_scores", tokens * chains), facts.get("batch_longest", tokens * chains))
     loss, is_muon = algorithm.loss, isinstance(train.optimizer, Muon)
     has_mass = algorithm.teacher == "unrenormalized" or any((loss.tv, loss.nla, loss.lk))
+    elements = GPU_CHUNK_ELEMENTS if on_gpu else CHUNK_ELEMENTS
     options = Options(
         steps=algorithm.training_time_test.steps,
         product=product,
@@ -114,7 +117,7 @@ def estimated(algorithm: Algorithm, train: Train, facts: Mapping[str, float], *,
         moments=1 if is_muon else 2,
         moment_bytes=1 + FLOAT / 256 if isinstance(train.optimizer, AdamW8bit) else FLOAT,
         recomputes=train.execution.recompute,
-        chunk=train.execution.loss_positions or max(CHUNK_POSITIONS, CHUNK_ELEMENTS // shape.draft_vocabulary),
+        chunk=train.execution.loss_positions or max(CHUNK_POSITIONS, elements // shape.draft_vocabulary),
     )
     return training_memory(shape, load, options)
 

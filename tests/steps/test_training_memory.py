@@ -19,7 +19,7 @@ from speculators.algorithms.building import build_objective
 from speculators.data.tokens import Document, TokenOrigin, save_tokens
 from speculators.data.vocabulary import Coverage, DraftVocabulary
 from speculators.layers.attention import PLAIN_SCORES
-from speculators.losses.chunked import CHUNK_ELEMENTS, CHUNK_POSITIONS
+from speculators.losses.chunked import CHUNK_ELEMENTS, CHUNK_POSITIONS, GPU_CHUNK_ELEMENTS
 from speculators.pipeline.step import Scope
 from speculators.recipe.load import load_recipe
 from speculators.steps import train as train_step
@@ -187,6 +187,7 @@ def vocabulary(whole: int, kept: int) -> DraftVocabulary:
 
 def test_the_sizes_that_planning_cannot_import_are_the_real_ones() -> None:
     assert (training_memory.CHUNK_ELEMENTS, training_memory.CHUNK_POSITIONS) == (CHUNK_ELEMENTS, CHUNK_POSITIONS)
+    assert training_memory.GPU_CHUNK_ELEMENTS == GPU_CHUNK_ELEMENTS
     assert training_memory.PLAIN_SCORES == PLAIN_SCORES
 
 

@@ -70,7 +70,7 @@ class DFlash2Objective(BlockObjective):
     @torch.no_grad()
     def _candidates(self, state: torch.Tensor) -> torch.Tensor:
         """The likeliest tokens int64 [n, c] after states [n, h], never all logits at once."""
-        size = chunk_size(len(self._head), self.judge.chunk)
+        size = chunk_size(self._head, self.judge.chunk)
         count = self._draft.config.selector_top_k
         parts = [
             functional.linear(part.to(self._head.dtype), self._head).topk(count, -1).indices

@@ -71,7 +71,7 @@ class XPressObjective(BlockObjective):
     @torch.no_grad()
     def _likeliest(self, read: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The likeliest token after every slot, verifier ids int64 [n, B], never all logits at once."""
-        size = chunk_size(len(weight), self.judge.chunk)
+        size = chunk_size(weight, self.judge.chunk)
         parts = torch.split(read.flatten(0, 1).to(weight.dtype), size)
         ids = torch.cat([functional.linear(part, weight).argmax(-1) for part in parts]).view(read.shape[:2])
         rows = self._draft.target_ids
