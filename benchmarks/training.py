@@ -10,6 +10,7 @@ what the steps added at most to the resident weights and batch, gradients and mo
 
     python benchmarks/training.py                               # 0.3, 0.6 and 1 of the tokens in the loss
     python benchmarks/training.py --steps 7 --draft-vocabulary 32000 --json
+    python benchmarks/training.py --curve 40                    # and how all learn from the same batch
     python benchmarks/training.py --scaling                     # ours alone: longer sequences, more steps
 """
 
@@ -59,6 +60,7 @@ def main() -> None:
         threads=torch.get_num_threads(),
         recompute=arguments.recompute,
         compile=arguments.compile,
+        curve=arguments.curve,
     )
     if arguments.scaling:
         _print_scaling(_scaling(workload, arguments.longest), workload, as_json=arguments.json)
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recompute", action="store_true", help="ours with train.execution.recompute")
     parser.add_argument("--compile", action="store_true", help="ours with train.execution.compile; its memory too")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--curve", type=int, default=0, help="steps that all train, and their losses meanwhile")
     parser.add_argument("--quick", action="store_true", help="fraction 0.6 alone, one timed step")
     parser.add_argument("--no-peers", action="store_true", help="ours and dense only; nothing is installed")
     parser.add_argument("--scaling", action="store_true", help="ours alone, by sequence length and number of steps")
@@ -178,8 +181,24 @@ def _print_table(found: dict[float, Measured], workload: Workload, notes: list[s
         cells += [f"{measured[name]['added_megabytes']:,.0f}" if name in measured else "" for name in names]
         cells += [f"{data['memory_ratios'].get(peer, {}).get(f'{fraction:g}', float('nan')):.2f}" for peer in peers]
         print("| " + " | ".join(cells) + " |")
+    for fraction, measured in found.items():
+        _print_curve(fraction, measured)
     for note in notes:
         print(f"\n* {note}")
+
+
+def _print_curve(fraction: float, measured: Measured) -> None:
+    """The losses of all, judged at the same positions, while they train on the same batch from the same weights."""
+    if not measured["ours"]["curve"]:
+        return
+    print(
+        f"\nloss (sum over the steps of training-time test) at {fraction:.0%}, after so many steps of the optimizer\n"
+    )
+    print("| steps | " + " | ".join(measured) + " |")
+    print("|" + "---|" * (len(measured) + 1))
+    for place, (steps, _) in enumerate(measured["ours"]["curve"]):
+        losses = (one["curve"][place][1] for one in measured.values())
+        print(f"| {steps} | " + " | ".join(f"{loss:.4f}" for loss in losses) + " |")
 
 
 def _scaling(workload: Workload, longest: int) -> list[dict[str, Any]]:

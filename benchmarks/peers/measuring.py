@@ -32,6 +32,18 @@ def measure(step: Callable[[], object], repeats: int) -> dict[str, float]:
     }
 
 
+def curve(step: Callable[[], object], judged: Callable[[], float], steps: int) -> list[tuple[int, float]]:
+    """What `judged` says after none, a quarter, a half, three quarters and all of so many steps."""
+    marks = {round(steps * quarter / 4) for quarter in range(5)}
+    found = []
+    for number in range(steps + 1):
+        if number in marks:
+            found.append((number, judged()))
+        if number < steps:
+            step()
+    return found
+
+
 def _start_counting() -> int:
     """Bytes resident now; Linux can forget an earlier peak, which loading the weights may have left."""
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peers.measuring import measure
+from peers.measuring import curve, measure
 from peers.workload import Workload, read
 from torch.nn import functional
 
@@ -35,18 +35,36 @@ def main() -> None:
     workload, draft, head, batch = read(folder)
     torch.set_num_threads(workload.threads)
     losses = VARIANTS[name](workload, draft, head, batch)
-    optimizer = Optimizer(draft, AdamW(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8))
     first: list[list[float]] = []
+    step = training_step(draft, losses, first)
+    measured = measure(step, workload.repeats)
+    counted = [len(alive) for alive in find_chains(batch.loss_mask, batch.lengths, workload.steps).alive]
+    print(json.dumps({"losses": first[0], "counted": counted, "curve": curve_of(name, folder), **measured}))
+
+
+def training_step(draft: Eagle3Network, losses: Losses, seen: list[list[float]]) -> Callable[[], None]:
+    """One step of the optimizer; what the loss was before it is added to `seen`."""
+    optimizer = Optimizer(draft, AdamW(learning_rate=1e-4, weight_decay=0.01, betas=(0.9, 0.999), epsilon=1e-8))
 
     def step() -> None:
         loss, each = losses()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(1.0, 1.0)
-        first.append(each)
+        seen.append(each)
 
-    measured = measure(step, workload.repeats)
-    counted = [len(alive) for alive in find_chains(batch.loss_mask, batch.lengths, workload.steps).alive]
-    print(json.dumps({"losses": first[0], "counted": counted, **measured}))
+    return step
+
+
+def curve_of(name: str, folder: Path) -> list[tuple[int, float]]:
+    """The loss of all steps while a fresh draft is trained; nothing unless the workload asks for it."""
+    workload, draft, head, batch = read(folder)
+    losses = VARIANTS[name](workload, draft, head, batch)
+
+    @torch.no_grad()
+    def judged() -> float:
+        return sum(losses()[1])
+
+    return curve(training_step(draft, losses, []), judged, workload.curve) if workload.curve else []
 
 
 def ours(workload: Workload, draft: Eagle3Network, head: VerifierHead, batch: Batch) -> Losses:

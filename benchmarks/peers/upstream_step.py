@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from measuring import measure
+from measuring import curve, measure
 from safetensors.torch import load_file
 from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.models.eagle3.data import shift_batch
@@ -43,7 +43,11 @@ def main() -> None:
     # Only now: memory that an earlier pass left to the allocator would be missing from what the steps add.
     load(model, folder)
     losses = judged_alike(model, options, tensors, pack)
-    print(json.dumps({"losses": losses, "counted": counted, **measured}))
+    learnt: list[tuple[int, float]] = []
+    if workload["curve"]:
+        again = training_step(model, options, batch, getattr(torch, workload["precision"]))
+        learnt = curve(again, lambda: sum(judged_alike(model, options, tensors, pack)), workload["curve"])
+    print(json.dumps({"losses": losses, "counted": counted, "curve": learnt, **measured}))
 
 
 def draft(folder: Path, workload: dict[str, Any]) -> tuple[Eagle3DraftModel, dict[str, Any]]:

@@ -64,6 +64,8 @@ class Workload:
     recompute: bool = False
     compile: bool = False
     """`train.execution` of ours; the peers have none."""
+    curve: int = 0
+    """Steps that all train on the batch, from the same weights, so that their losses can be overlaid."""
 
     @property
     def sizes(self) -> Shape:

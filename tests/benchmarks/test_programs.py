@@ -27,8 +27,13 @@ def run(program: str, *arguments: str) -> dict[str, Any]:
 
 
 def test_training_is_measured_beside_the_same_loss_computed_densely() -> None:
-    found = run("training.py", "--no-peers", "--quick", "--tokens", "128", "--draft-vocabulary", "512")
+    found = run("training.py", "--no-peers", "--quick", "--tokens", "128", "--draft-vocabulary", "512", "--curve", "4")
     assert found["ratios"]["dense"]["0.6"] > 0
+    ours, dense = (found["measured"]["0.6"][name]["curve"] for name in ("ours", "dense"))
+    assert [steps for steps, _ in ours] == [0, 1, 2, 3, 4]
+    assert ours[-1][1] < ours[0][1]
+    for (_, loss), (_, other) in zip(ours, dense, strict=True):
+        assert loss == pytest.approx(other, rel=0.01)
 
 
 def test_a_gpu_s_checks_hold_on_a_cpu_too() -> None:
