@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch.utils._pytree import tree_iter
 
 from speculators.algorithms.base import Batch
 from speculators.algorithms.building import build_objective
-from speculators.data.tokens import Document, TokenOrigin, save_tokens
 from speculators.data.vocabulary import Coverage, DraftVocabulary
 from speculators.layers.attention import PLAIN_SCORES
 from speculators.losses.chunked import CHUNK_ELEMENTS, CHUNK_POSITIONS
@@ -24,7 +22,6 @@ from speculators.pipeline.step import Scope
 from speculators.recipe.load import load_recipe
 from speculators.steps import train as train_step
 from speculators.steps import training_memory
-from speculators.steps.heaviest_batch import heaviest_batch
 from speculators.training.optimizers import Optimizer
 from speculators.verifiers.facts import VerifierFacts
 from speculators.verifiers.weights import VerifierWeights
@@ -188,21 +185,6 @@ def vocabulary(whole: int, kept: int) -> DraftVocabulary:
 def test_the_sizes_that_planning_cannot_import_are_the_real_ones() -> None:
     assert (training_memory.CHUNK_ELEMENTS, training_memory.CHUNK_POSITIONS) == (CHUNK_ELEMENTS, CHUNK_POSITIONS)
     assert training_memory.PLAIN_SCORES == PLAIN_SCORES
-
-
-def test_the_heaviest_batch_is_found_in_the_tokens(tmp_path: Path) -> None:
-    lengths = {"a": (10, 4), "b": (20, 3), "c": (8, 8), "held": (30, 30)}
-    documents = [
-        Document(name, [1] * length, [0] * (length - answer) + [1] * answer, is_holdout=name == "held")
-        for name, (length, answer) in lengths.items()
-    ]
-    save_tokens(tmp_path, documents, TokenOrigin(300, (258,), "aa", "bb", 64))
-    assert heaviest_batch(tmp_path, 20, 0) == {
-        "batch_tokens": 18.0,
-        "batch_chains": 12.0,
-        "batch_scores": 4 * 10 + 8 * 8,
-        "batch_longest": 64.0,
-    }
 
 
 def memory_of(algorithm: str) -> int | None:
