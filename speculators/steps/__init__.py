@@ -137,7 +137,8 @@ def gathered_facts(recipe: Recipe, artifacts: Artifacts, hardware: Hardware | No
         found.update(
             {name: float(described[name]) for name in ("documents", "holdout_documents", "tokens", "loss_tokens")}
         )
-        found.update(heaviest_batch(tokens, recipe.train.tokens_per_step, recipe.seed))
+        most_chains = recipe.algorithm.chains_per_document
+        found.update(heaviest_batch(tokens, recipe.train.tokens_per_step, recipe.seed, most_chains))
     return found
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PROCESS_BYTES = 300 << 20  # Python, torch and what they load, before the first tensor
 _OPTIMIZER_COPIES = 4  # weights, gradients and two moments
-_BYTES_OF_ACTIVATIONS = 400  # of a token and a unit of the hidden size, where nobody has counted
+_BYTES_OF_ACTIVATIONS = 400  # of a token and a unit of the hidden size, for algorithms that nobody has counted
 _SAVED_COPIES = 3  # the best draft, and one save with two moments
 
 

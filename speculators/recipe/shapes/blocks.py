@@ -39,6 +39,11 @@ class BlockOptions(DraftOptions, frozen=True):
         return self.block_size - 1
 
     @property
+    def chains_per_document(self) -> int:
+        """Blocks are drawn anew in every epoch."""
+        return self.anchors
+
+    @property
     def most_speculative_tokens(self) -> int:
         """A block is no longer than those that were trained."""
         return self.speculative_tokens

@@ -58,6 +58,11 @@ class DraftOptions(Shape, frozen=True):
         return self.speculative_tokens
 
     @property
+    def chains_per_document(self) -> int | None:
+        """More than these are not trained at a time; None: all that begin in its answers."""
+        return None
+
+    @property
     def most_speculative_tokens(self) -> int | None:
         """More than these a round cannot propose; None: as many as are wanted."""
         return None
