@@ -6,9 +6,10 @@ what the first reads. At the start it is the identity. (DFlash-2; the arithmetic
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.nn import functional
 
 from speculators.layers.products import operand
 
@@ -41,8 +42,42 @@ class GroupedConvolution(nn.Module):
     def _convolved(self, x: torch.Tensor, kernels: torch.Tensor, side: int) -> torch.Tensor:
         grouped = x.view(*x.shape[:-1], self.groups, -1)
         base = self.base_kernel[side].view(self.taps, self.groups, -1)
-        total = torch.zeros_like(grouped)
-        for tap in range(self.taps):
-            shifted = functional.pad(grouped, (0, 0, 0, 0, tap, 0))[..., : grouped.shape[-3], :, :]
-            total = total + (base[tap] + kernels[..., tap, :, None]) * shifted
-        return total.flatten(-2)
+        result: torch.Tensor = _Convolution.apply(grouped, base, kernels)  # type: ignore[no-untyped-call]
+        return result.flatten(-2)
+
+
+class _Convolution(torch.autograd.Function):
+    """Keeps what it reads and the kernels alone: kernels of all channels, shifted inputs and products are many times
+    as large, and quickly made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, base: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+        """`x` [..., B, groups, channels], `base` [taps, groups, channels], `kernels` [..., B, taps, groups]."""
+        ctx.save_for_backward(x, base, kernels)
+        total = torch.zeros_like(x)
+        for tap, (now, then) in enumerate(_shifts(x.shape[-3], len(base))):
+            total[..., now, :, :].addcmul_(_kernel(base, kernels, tap)[..., now, :, :], x[..., then, :, :])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, base, kernels = ctx.saved_tensors
+        to_x, to_base, to_kernels = torch.zeros_like(x), torch.zeros_like(base), torch.zeros_like(kernels)
+        for tap, (now, then) in enumerate(_shifts(x.shape[-3], len(base))):
+            given = slope[..., now, :, :]
+            to_x[..., then, :, :].addcmul_(_kernel(base, kernels, tap)[..., now, :, :], given)
+            product = given * x[..., then, :, :]
+            to_kernels[..., now, tap, :] = product.sum(-1)
+            to_base[tap] = product.flatten(0, -3).sum(0)
+        return to_x, to_base, to_kernels
+
+
+def _shifts(places: int, taps: int) -> list[tuple[slice, slice]]:
+    """For every tap the places of a block that it writes, and those that it reads for them."""
+    return [(slice(tap, places), slice(0, max(0, places - tap))) for tap in range(taps)]
+
+
+def _kernel(base: torch.Tensor, kernels: torch.Tensor, tap: int) -> torch.Tensor:
+    """What a tap multiplies with, [..., B, groups, channels]."""
+    return base[tap] + kernels[..., tap, :, None]

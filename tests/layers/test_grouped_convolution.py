@@ -45,3 +45,26 @@ def test_it_starts_as_the_identity():
         read, kept = convolution.before(x)
         assert torch.equal(read, x)
         assert torch.equal(convolution.after(x, kept), x)
+
+
+def test_its_gradients_are_those_of_the_sum():
+    convolution, x = filled()
+    slope = torch.randn(2, B, H, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradients(convolved):
+        inputs = [x.clone().requires_grad_(), *convolution.parameters()]
+        read, kept = convolved(inputs[0])
+        given = convolution.after(read.tanh(), kept) if convolved == convolution.before else kept(read.tanh())
+        return torch.autograd.grad((given * slope).sum(), inputs)
+
+    def plainly(x):
+        kernels = (x @ convolution.kernel_projection.weight.T).view(2, B, 2, TAPS, H // GROUP)
+        base = convolution.base_kernel
+
+        def side(number, y):
+            return torch.stack([summed(base[number], kernels[block, :, number], y[block]) for block in range(2)])
+
+        return side(0, x), lambda y: side(1, y)
+
+    for own, plain in zip(gradients(convolution.before), gradients(plainly), strict=True):
+        torch.testing.assert_close(own, plain)

@@ -39,7 +39,7 @@ def dflash2(algorithm: DFlash2, setting: Setting) -> Held:
         hidden=algorithm.layers * 4 * taps * hidden * (1 + groups) + rank * hidden,
         tables=2 * table,
         summed=table,
-        row_bytes=8 * taps * FLOAT * hidden + 2 * hidden * low + 4 * taps * groups * FLOAT,
+        row_bytes=4 * FLOAT * hidden + 2 * hidden * low + 4 * taps * groups * FLOAT,
         chosen_bytes=algorithm.speculative_tokens * candidates,
     )
     return held(algorithm, setting, added)
