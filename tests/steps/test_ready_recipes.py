@@ -57,6 +57,16 @@ def test_a_ready_recipe_plans_offline_and_fits_what_it_names(name: str, tmp_path
     assert all((step.estimate.memory or 0) < 1e12 for step in plan.steps)
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_names() if name.startswith("qwen3-8b-")])
+def test_training_fits_the_gpu_that_an_algorithm_s_page_names(name: str, tmp_path: Path) -> None:
+    hardware = parse_hardware("1x H100")
+    loaded = load_recipe(name)
+    assembly = assemble(loaded.recipe, loaded.data, loaded.origins, hardware)
+    plan = make_plan(assembly, Store.open(tmp_path), only_looked_at=True)
+    assert 0 < (plan["train"].estimate.memory or 0) < hardware.memory
+    check_gpus(loaded.recipe, plan, hardware)
+
+
 def test_every_snapshot_belongs_to_a_recipe_and_says_what_its_parameters_weigh() -> None:
     files = list((shipped_folder("recipes") / "verifiers").glob("*.json"))
     models = {load_recipe(name).recipe.verifier.model for name in READY}
