@@ -9,13 +9,15 @@ few scalar products per query. Two exact ways to the same result:
   does not grow with the square of the length.
 
 Where the fused way is not (on a GPU), the scores of a long document are computed a second time in the backward pass;
-`flexible_attention.py` is another way there, compiled.
+`flexible_attention.py` is another way there, compiled. Either way a long document's queries are divided: few of them
+have little of scores and masks at a time, and the early ones need no keys from the end.
 Grouped heads are never repeated: the heads of a group are more rows of the same product.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ from speculators.layers.documents import Documents, DocumentSpan
 
 PLAIN_SCORES = 1 << 25
 """Scores of a document (heads * queries * keys) above which they are not kept for backward: 64 MiB in bfloat16."""
+PART_SCORES, GPU_PART_SCORES = 1 << 25, 1 << 27
+"""Scores of a part of a longer document."""
 
 
 def chain_attention(
@@ -67,13 +71,12 @@ class _ChainAttention(torch.autograd.Function):
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         kept: list[torch.Tensor] = []
         ways: list[bool] = []
-        for document, visible in zip(documents, documents.visible(q.device), strict=True):
-            part = _Part.of(q, k, v, own_k, own_v, document, visible)
-            size = q.shape[1] * part.q.shape[2] * k[document.keys].shape[0]
-            is_fused = fused if fused is not None else q.device.type == "cpu" and size > PLAIN_SCORES
+        for piece in _pieces(documents, q):
+            part = _Part.of(q, k, v, own_k, own_v, piece)
+            is_fused = fused if fused is not None else q.device.type == "cpu" and piece.is_long
             attended, saved = _fused(part) if is_fused else _plain(part)
-            out[document.queries] = part.merge_heads(attended)
-            kept.append(saved if is_fused or size <= PLAIN_SCORES else saved.new_empty(0))
+            out[piece.span.queries] = part.merge_heads(attended)
+            kept.append(saved if is_fused or not piece.is_long else saved.new_empty(0))
             ways.append(is_fused)
         ctx.save_for_backward(q, k, v, own_k, own_v, out, *kept)
         ctx.documents, ctx.ways = documents, ways
@@ -82,30 +85,56 @@ class _ChainAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, own_k, own_v, out, *kept = ctx.saved_tensors
+        pieces = _pieces(ctx.documents, q)
         grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-        # Keys after the last document's last root belong to no span; they get no gradient.
-        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        # Keys after the last document's last root belong to no span; they get no gradient. Sums over parts are float32.
+        summed = torch.float32 if any(piece.is_long for piece in pieces) and k.dtype.itemsize < 4 else k.dtype
+        grad_k, grad_v = torch.zeros_like(k, dtype=summed), torch.zeros_like(v, dtype=summed)
         grad_own_k, grad_own_v = torch.empty_like(own_k), torch.empty_like(own_v)
-        seen = ctx.documents.visible(q.device)
-        for document, visible, is_fused, saved in zip(ctx.documents, seen, ctx.ways, kept, strict=True):
-            part = _Part.of(q, k, v, own_k, own_v, document, visible)
-            gradient = part.split_heads(gradients[0][document.queries].to(q.dtype))
-            attended = part.split_heads(out[document.queries])
+        for piece, is_fused, saved in zip(pieces, ctx.ways, kept, strict=True):
+            part, rows = _Part.of(q, k, v, own_k, own_v, piece), piece.span.queries
+            gradient = part.split_heads(gradients[0][rows].to(q.dtype))
+            attended = part.split_heads(out[rows])
             if is_fused:
                 one = _fused_backward(part, gradient, attended, saved)
             else:
                 one = _plain_backward(part, gradient, attended, saved if saved.numel() else _plain(part)[1])
-            grad_q[document.queries] = part.merge_heads(one.q)
-            grad_k[document.keys] = one.k.transpose(0, 1)
-            grad_v[document.keys] = one.v.transpose(0, 1)
-            grad_own_k[document.queries] = one.own_k.permute(1, 2, 0, 3)
-            grad_own_v[document.queries] = one.own_v.permute(1, 2, 0, 3)
-        return grad_q, grad_k, grad_v, grad_own_k, grad_own_v, None, None
+            grad_q[rows] = part.merge_heads(one.q)
+            grad_k[piece.span.keys] += one.k.transpose(0, 1)
+            grad_v[piece.span.keys] += one.v.transpose(0, 1)
+            grad_own_k[rows] = one.own_k.permute(1, 2, 0, 3)
+            grad_own_v[rows] = one.own_v.permute(1, 2, 0, 3)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_own_k, grad_own_v, None, None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A document, or a part of a long one, and how far each of its queries sees, on the queries' device."""
+
+    span: DocumentSpan
+    visible: torch.Tensor
+    is_long: bool
+
+
+def _pieces(documents: Documents, q: torch.Tensor) -> tuple[_Piece, ...]:
+    """What is attended to at a time, for queries [n, heads, d]."""
+    heads, device = q.shape[1], q.device
+    limit = (PART_SCORES if device.type == "cpu" else GPU_PART_SCORES) // heads
+
+    def divide() -> Iterator[_Piece]:
+        for document, visible in zip(documents, documents.visible(device), strict=True):
+            is_long = heads * len(visible) * (document.keys.stop - document.keys.start) > PLAIN_SCORES
+            spans = tuple(document.parts(limit)) if is_long else (document,)
+            sizes = [len(span.visible) for span in spans]
+            yield from (_Piece(*both, is_long) for both in zip(spans, torch.split(visible, sizes), strict=True))
+
+    found: tuple[_Piece, ...] = documents.once((device, heads, limit, PLAIN_SCORES), lambda: tuple(divide()))
+    return found
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One document's tensors with heads in front: kv groups of r heads."""
+    """A piece's tensors with heads in front: kv groups of r heads."""
 
     q: torch.Tensor  # [kv, r, n, d]
     k: torch.Tensor  # [kv, s, d]
@@ -122,17 +151,16 @@ class _Part:
         v: torch.Tensor,
         own_k: torch.Tensor,
         own_v: torch.Tensor,
-        document: DocumentSpan,
-        visible: torch.Tensor,
+        piece: _Piece,
     ) -> _Part:
-        kv, rows = k.shape[1], document.queries
+        kv, rows, keys = k.shape[1], piece.span.queries, piece.span.keys
         return cls(
-            q=q[rows].view(len(visible), kv, -1, q.shape[2]).permute(1, 2, 0, 3).contiguous(),
-            k=k[document.keys].transpose(0, 1),
-            v=v[document.keys].transpose(0, 1),
+            q=q[rows].view(len(piece.visible), kv, -1, q.shape[2]).permute(1, 2, 0, 3).contiguous(),
+            k=k[keys].transpose(0, 1),
+            v=v[keys].transpose(0, 1),
             own_k=own_k[rows].permute(2, 0, 1, 3),
             own_v=own_v[rows].permute(2, 0, 1, 3),
-            visible=visible,
+            visible=piece.visible,
         )
 
     @property
@@ -173,7 +201,7 @@ class _Gradients:
 
 
 def _plain(part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one document and its probabilities [kv, r, n, s + steps]; own scores are the last columns."""
+    """Attention of one piece and its probabilities [kv, r, n, s + steps]; own scores are the last columns."""
     kv, r, n, d = part.q.shape
     s, steps = part.k.shape[1], part.steps
     # Zero keys make room for the own columns, so that scores and probabilities are one tensor without a copy.
@@ -220,7 +248,7 @@ def _own_gradients(
 
 
 def _fused(part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one document and the log-sum-exp of all its scores, [kv, r, n]."""
+    """Attention of one piece and the log-sum-exp of all its scores, [kv, r, n]."""
     kv, r, n, d = part.q.shape
     attended, prefix_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         part.q.view(1, kv, r * n, d),

@@ -18,6 +18,13 @@ class DocumentSpan:
     visible: torch.Tensor
     """int64 [queries]: how many of the document's keys each query sees."""
 
+    def parts(self, scores: int) -> Iterator[DocumentSpan]:
+        """It in parts of so few queries that none has more than so many scores of a head, or a key that none sees."""
+        query, key = self.queries.start, self.keys.start
+        for visible in torch.split(self.visible, max(1, scores // (self.keys.stop - key))):
+            yield DocumentSpan(slice(query, query + len(visible)), slice(key, key + int(visible.max())), visible)
+            query += len(visible)
+
 
 @dataclass(frozen=True)
 class Documents:

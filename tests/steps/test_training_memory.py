@@ -13,7 +13,7 @@ from counted_training import FACTS, Counting, counted, known, rounds_whatever_th
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from speculators.layers import block_attention
-from speculators.layers.attention import PLAIN_SCORES
+from speculators.layers.attention import GPU_PART_SCORES, PART_SCORES, PLAIN_SCORES
 from speculators.losses.chunked import (
     CHUNK_ELEMENTS,
     CHUNK_POSITIONS,
@@ -232,6 +232,7 @@ def test_the_sizes_that_planning_cannot_import_are_the_real_ones() -> None:
     assert (loss_chunks.CHUNK_ELEMENTS, loss_chunks.CHUNK_POSITIONS) == (CHUNK_ELEMENTS, CHUNK_POSITIONS)
     assert loss_chunks.GPU_CHUNK_ELEMENTS == GPU_CHUNK_ELEMENTS
     assert setting.PLAIN_SCORES == PLAIN_SCORES
+    assert (setting.PART_SCORES, setting.GPU_PART_SCORES) == (PART_SCORES, GPU_PART_SCORES)
     assert setting.BLOCK_SCORES == block_attention.SCORES
     assert loss_chunks.WHILE_COMPUTED.keys() == LOSSES.keys()
 

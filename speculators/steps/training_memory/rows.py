@@ -5,7 +5,14 @@ A norm keeps its normed input in float32; what multiplies its result keeps that 
 
 from __future__ import annotations
 
-from speculators.steps.training_memory.setting import FLOAT, PLAIN_SCORES, LayerSizes, Setting
+from speculators.steps.training_memory.setting import (
+    FLOAT,
+    GPU_PART_SCORES,
+    PART_SCORES,
+    PLAIN_SCORES,
+    LayerSizes,
+    Setting,
+)
 
 
 def body(setting: Setting, layer: LayerSizes) -> float:
@@ -48,5 +55,6 @@ def backward_of_mlp(setting: Setting, intermediate: int, count: float) -> float:
 
 
 def attending(setting: Setting, layer: LayerSizes) -> float:
-    """Scores and masked scores of the largest document, or their gradients."""
-    return 2 * layer.heads * setting.load.longest * setting.product
+    """Scores and masked scores of the largest document, or of a part of it, or their gradients."""
+    most = max(PLAIN_SCORES, GPU_PART_SCORES if setting.on_gpu else PART_SCORES)
+    return 2 * min(most, layer.heads * setting.load.longest) * setting.product

@@ -17,7 +17,8 @@ _Sizes = TypeVar("_Sizes", Mixture, Latent)
 
 FLOAT = 4
 """Bytes of an element of weights, gradients and the residual stream."""
-PLAIN_SCORES = BLOCK_SCORES = 1 << 25
+PLAIN_SCORES = PART_SCORES = BLOCK_SCORES = 1 << 25
+GPU_PART_SCORES = 1 << 27
 """Those of `layers/attention.py` and `layers/block_attention.py`, which planning cannot import; a test holds them."""
 
 
