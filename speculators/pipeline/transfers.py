@@ -88,7 +88,8 @@ def _pull(
         offer, store, run=run, waiting=reporter.message, moved=_progress(reporter, offer.size, stopping)
     )
     if isinstance(found, Artifact):
-        reporter.message(f"fetched {size_text(offer.size)} from {remote} in {time_text(time.monotonic() - clock)}")
+        took = time_text(time.monotonic() - clock)
+        reporter.message(f"fetched {size_text(offer.size)} of {offer.step} from {remote} in {took}")
     return found
 
 

@@ -25,7 +25,7 @@ def test_a_second_machine_makes_nothing_and_fetches_only_what_its_report_needs(f
     assert run.did == {"total": "step_cached", "report": "step_finished"}
     assert stored(second) == {"total"}
     assert (run.artifact("total") / "total.txt").read_text() == "6"
-    assert [text for text in run.said if text.startswith("fetched 1 B from file://")]
+    assert [text for text in run.said if text.startswith("fetched 1 B of total from file://")]
     told = json.loads((run.folder / "plan.json").read_text())
     assert {step["name"]: step["state"] for step in told["steps"]}["total"] == "cached"
     assert states(second.plan())["total"] == "cached"  # without the remote store too
