@@ -11,6 +11,7 @@ import torch
 from speculators.algorithms.base import Batch
 from speculators.data.packing import pack
 from speculators.data.tokens import TokenDataset
+from speculators.training.copies import Sent, sent
 
 
 class States(Protocol):
@@ -33,25 +34,29 @@ class TrainingData:
 
     def batch(self, documents: Sequence[int]) -> Batch:
         """The documents packed one after another; none of them are an empty batch."""
+        return self.sent(documents).arrived()
+
+    def sent(self, documents: Sequence[int]) -> Sent:
+        """The same, on its way to the device."""
         if not documents:
             nothing = torch.empty(0)
-            return Batch((), nothing.long(), nothing.bool(), aux=nothing, last=nothing, argmax=nothing.long())
+            return Sent(Batch((), nothing.long(), nothing.bool(), aux=nothing, last=nothing, argmax=nothing.long()))
         texts = [self.tokens.document(number) for number in documents]
         states = [self.states.document(number) for number in documents]
-        move = _to_gpu if torch.device(self.device).type == "cuda" else torch.Tensor.to
-        return Batch(
+        batch = Batch(
             lengths=tuple(len(ids) for ids, _ in texts),
-            input_ids=move(torch.cat([ids for ids, _ in texts]), self.device),
+            input_ids=torch.cat([ids for ids, _ in texts]),
             loss_mask=torch.cat([mask for _, mask in texts]),
-            aux=move(torch.cat([aux for aux, _, _ in states]), self.device),
-            last=move(torch.cat([last for _, last, _ in states]), self.device),
-            argmax=move(torch.cat([argmax for _, _, argmax in states]).long(), self.device),
+            aux=torch.cat([aux for aux, _, _ in states]),
+            last=torch.cat([last for _, last, _ in states]),
+            argmax=torch.cat([argmax for _, _, argmax in states]).long(),
             positions=(
                 None
                 if self.tokens.positions is None
                 else torch.cat([self.tokens.rotary_positions(number) for number in documents])
             ),
         )
+        return sent(batch, self.device)
 
     def in_order(self, documents: Sequence[int], budget: int) -> Iterator[list[int]]:
         """`documents` as they come, in groups of at most `budget` tokens (a longer one alone)."""
@@ -88,12 +93,3 @@ class Course:
             batches.extend(tuple(documents[place] for place in group) for group in packed)
             ends.append(len(batches))
         return cls(tuple(batches), tuple(ends))
-
-
-def _to_gpu(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Copied by the GPU itself, which needs memory that stays in place, while this thread goes on.
-
-    The copy is queued before whatever uses it, on the same stream.
-    """
-    with torch.cuda.device(torch.device(device)):
-        return tensor.pin_memory().to(device, non_blocking=True)

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from speculators.algorithms.base import Batch, Noise, Objective, add_measured, divided, summed
+from speculators.algorithms.base import Noise, Objective, add_measured, divided, summed
 from speculators.pipeline.machine import peak_memory
 from speculators.pipeline.step import Reporter
 from speculators.recipe.shapes.train import Train
 from speculators.training import checkpointing
 from speculators.training.ahead import Ahead
 from speculators.training.batches import Course, TrainingData
+from speculators.training.copies import Sent
 from speculators.training.optimizers import Optimizer
 from speculators.training.ranks import ALONE, Ranks
 from speculators.training.schedules import rate
@@ -44,8 +45,8 @@ RESULT = "result.json"
 SAVES = "checkpoints"
 """The directory of saves, beside it until then."""
 
-_Share = tuple[list[int], Batch]
-"""Numbers of documents, and the documents."""
+_Share = tuple[list[int], Sent]
+"""Numbers of documents, and the documents on their way."""
 
 
 class Silent:
@@ -170,16 +171,16 @@ class _Training:
         """This process's part of the batch of one step; called ahead, in a thread of its own."""
         data = self.inputs.data
         own = share(data.tokens, self.course.batches[step], self.ranks)
-        return own, data.batch(own)
+        return own, data.sent(own)
 
     def _step(self, ahead: Ahead[int, _Share], steps: int) -> None:
         """One batch, forward, backward, and the optimizer; each process has its share of the documents."""
         clock, progress, options = time.perf_counter(), self.progress, self.inputs.options
         tokens, documents = self.inputs.data.tokens, self.course.batches[progress.step]
-        own, batch = ahead.take()
+        own, coming = ahead.take()
         waited = time.perf_counter() - clock
         noise = _noise(self.inputs.seed, progress.step, own)
-        evaluation = self.inputs.objective.evaluate(batch, noise, self.ranks.total)
+        evaluation = self.inputs.objective.evaluate(coming.arrived(), noise, self.ranks.total)
         if evaluation.measured or self.ranks.is_sharded:
             evaluation.loss.backward()  # type: ignore[no-untyped-call]
         if self.ranks.any(bool(evaluation.measured)):  # else no document of the batch has anything to learn from
