@@ -161,7 +161,7 @@ class Judge:
         )
         judged = judged[: len(rows)]
         hits = [self._hits(batch, chains, step, one) for step, one in enumerate(judged)]
-        measured = _measure((total.item(), counted.share), rows, judged, hits, names_terms=self._names_terms)
+        measured = _measure(total, counted.share, rows, judged, hits, names_terms=self._names_terms)
         return Verdict(Evaluation(total, measured, _accepted(chains, hits)), rows, judged)
 
     def _size(self, counted: torch.Tensor, documents: torch.Tensor, batch: Batch) -> float:
@@ -256,31 +256,36 @@ def _per_document(counted: torch.Tensor, documents: torch.Tensor, batch: Batch) 
 def _accepted(chains: Chains, hits: list[torch.Tensor]) -> Accepted:
     standing = torch.ones(len(chains.roots), dtype=torch.bool)
     lengths = torch.zeros(len(chains.roots), dtype=torch.int64)
-    for alive, hit in zip(chains.alive, hits, strict=True):
+    together = torch.cat(hits).cpu()  # once: to wait for a GPU after each step would keep it from the next
+    for alive, hit in zip(chains.alive, torch.split(together, [len(hit) for hit in hits]), strict=True):
         correct = torch.zeros_like(standing)
-        correct[alive] = hit.cpu()
+        correct[alive] = hit
         standing &= correct
         lengths += standing
     return Accepted(chains.roots + 1, lengths)
 
 
 def _measure(
-    loss: tuple[float, float],
+    total: torch.Tensor,
+    share: float,
     rows: list[StepRows],
     judged: list[Judged],
     hits: list[torch.Tensor],
     *,
     names_terms: bool,
 ) -> Measured:
-    measured: Measured = {"loss": loss}
-    terms: Mapping[str, tuple[float, float]]
+    """Sums and counts of the loss, and of each step's loss, terms and hits, brought to the processor all at once."""
+    figures: dict[str, tuple[torch.Tensor, torch.Tensor | float]] = {"loss": (total, share)}
     for step, (row, one, hit) in enumerate(zip(rows, judged, hits, strict=True), start=1):
         counted = row.weights > 0
-        measured[f"loss_{step}"] = float(one.values[counted].sum()), float(counted.sum())
-        measured[f"accuracy_{step}"] = float(hit.sum()), float(len(hit))
-        if names_terms:
-            terms = {
-                f"{name}_{step}": (float(term[counted].sum()), float(counted.sum())) for name, term in one.terms.items()
-            }
-            measured.update(terms)
-    return measured
+        values = {"loss": one.values, **(one.terms if names_terms else {})}
+        count = counted.sum()
+        for name, value in values.items():
+            figures[f"{name}_{step}"] = torch.where(counted, value, 0).sum(), count
+        figures[f"accuracy_{step}"] = hit.sum(), float(len(hit))
+    there = [part for figure in figures.values() for part in figure if isinstance(part, torch.Tensor)]
+    found = iter(torch.stack([part.to(total) for part in there]).tolist())
+    return {
+        name: (next(found), next(found) if isinstance(count, torch.Tensor) else count)
+        for name, (_, count) in figures.items()
+    }
