@@ -207,13 +207,14 @@ def planned(
     that `meets_by_itself` brings nodes together, so that they are neither numbered nor told where; steps `apart` run
     on machines that have only the remote store in common.
     """
+    from speculators.pipeline.folder import OFFLINE
     from speculators.pipeline.plan import Selection, make_plan
     from speculators.pipeline.store import Store, default_store
     from speculators.recipe.load import load_recipe
     from speculators.steps import assemble
 
     if asked.offline:
-        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        os.environ.update(OFFLINE)
     loaded = load_recipe(asked.recipe, asked.overlay, asked.sets, trust_remote_code=asked.trust_remote_code)
     assembly = assemble(loaded.recipe, loaded.data, loaded.origins, hardware)
     if asked.engine_arguments and loaded.recipe.verifier.engine.__struct_config__.tag != "vllm":

@@ -18,7 +18,7 @@ from speculators.errors import SpeculatorsError, StepError
 from speculators.pipeline.assembly import resolve
 from speculators.pipeline.events import Event, StepReporter
 from speculators.pipeline.executors.local import LocalExecutor
-from speculators.pipeline.folder import Consent, RunFolder, create_run, read_plan
+from speculators.pipeline.folder import OFFLINE, Consent, RunFolder, create_run, read_plan
 from speculators.pipeline.plan import Plan, Selection, check_machine, make_plan
 from speculators.pipeline.remote import Remote
 from speculators.pipeline.run import run_plan
@@ -46,6 +46,8 @@ def main(folder: Path, name: str, grace: float) -> int:
 
     try:
         said = read_plan(folder)
+        if said["offline"]:
+            os.environ.update(OFFLINE)
         plan, consent = _plan(said, name), _consent(said)
         check = _unchecked if consent.anyway else check_machine
         check(plan)

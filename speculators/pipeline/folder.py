@@ -26,6 +26,9 @@ from speculators.pipeline.manifest import folder_name
 from speculators.pipeline.plan import Plan, Planned
 from speculators.pipeline.step import ONE_NODE, Nodes
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""The variables that keep libraries from the network where the command line did not allow it."""
+
 
 @dataclass(frozen=True)
 class Consent:

@@ -27,7 +27,7 @@ from speculators.pipeline.assembly import Gate
 from speculators.pipeline.carry import carry_over
 from speculators.pipeline.events import Event, EventTail
 from speculators.pipeline.executors.base import Caller, Executor, Work, explain
-from speculators.pipeline.folder import RunFolder, read_plan, write_plan_again
+from speculators.pipeline.folder import OFFLINE, RunFolder, read_plan, write_plan_again
 from speculators.pipeline.plan import Plan, Planned, check_machine
 from speculators.pipeline.reasons import Reason
 from speculators.pipeline.remote import Remote, Stopped
@@ -98,6 +98,7 @@ class _Run:
         self.events = self.folder.events
         self.artifacts: dict[str, Path] = {}
         self.elsewhere: set[str] = set()  # in the remote store only
+        self.given: set[str] = set()  # to it, for steps on other machines
         clock = time.monotonic()
         self.pushes = Pushes(self.push_to, self.plan, self.events, self._is_ending)
         gates: tuple[Gate, ...] = ()
@@ -214,7 +215,7 @@ class _Run:
         work = self._command(planned)
         try:
             if self.plan.apart and planned.step.cached:
-                hand_over(self.plan, planned, self.folder, self._is_ending)
+                self.given |= hand_over(self.plan, planned, self.folder, self._is_ending)
             status = self.executor.run(work, Caller(tell, lambda: self._taken(planned)))
             if status == 0 and planned.step.cached and not self._published(planned):
                 where = self.plan.remote if self.plan.apart else self.plan.store.root
@@ -255,7 +256,7 @@ class _Run:
         argv = (sys.executable, "-m", "speculators.pipeline.work", str(self.folder.path), planned.name)
         environment = {"PYTHONUNBUFFERED": "1"}
         if read_plan(self.folder.path)["offline"]:
-            environment.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+            environment.update(OFFLINE)
         return Work(
             planned.name,
             argv,
@@ -298,7 +299,7 @@ class _Run:
             others = (other for other in self.plan.to_run if name in other.step.inputs)
             if any(other.name not in self.finished for other in others):
                 continue
-            if self.plan.apart:
+            if self.plan.apart and name in self.given | self.finished:  # others' stay
                 self._release_elsewhere(planned, name)
             artifact = self.artifacts.get(name)
             if artifact is None:

@@ -39,15 +39,19 @@ def fetch(plan: Plan, folder: RunFolder, stopping: Stopping) -> None:
         _pull(plan.remote, offer, plan.store, StepReporter(folder.events, name), folder.id, stopping)
 
 
-def hand_over(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> None:
-    """Let the remote store have what a step on another machine reads, as far as it is here.
+def hand_over(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> set[str]:
+    """Let the remote store have what a step on another machine reads, as far as it is here; which steps' it had not.
 
     Raises MachineError where the store cannot be written, Stopped when the run ends.
     """
+    given = set()
     for name in step.step.inputs:
         artifact = plan.store.find(name, plan[name].key)
-        if isinstance(artifact, Artifact) and not plan.stays(plan[name]):
-            push(plan, artifact, StepReporter(folder.events, step.name), stopping)
+        if not isinstance(artifact, Artifact) or plan.stays(plan[name]):
+            continue
+        if push(plan, artifact, StepReporter(folder.events, step.name), stopping):
+            given.add(name)
+    return given
 
 
 def bring_back(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> bool:
@@ -69,15 +73,15 @@ def bring_back(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping)
     return isinstance(_pull(plan.remote, offer, plan.store, reporter, folder.id, stopping), Artifact)
 
 
-def push(plan: Plan, artifact: Artifact, reporter: StepReporter, stopping: Stopping) -> None:
-    """Let the plan's remote store have this instance of an artifact."""
+def push(plan: Plan, artifact: Artifact, reporter: StepReporter, stopping: Stopping) -> bool:
+    """Let the plan's remote store have this instance of an artifact; False: it has it already."""
     assert plan.remote is not None  # noqa: S101  it is what there is to push to
     clock, size = time.monotonic(), artifact.manifest.size
-    if plan.remote.push(artifact, _progress(reporter, size, stopping), replaces=True):
-        reporter.message(
-            f"pushed {size_text(size)} of {artifact.manifest.step} to {plan.remote} in "
-            f"{time_text(time.monotonic() - clock)}"
-        )
+    if not plan.remote.push(artifact, _progress(reporter, size, stopping), replaces=True):
+        return False
+    took = time_text(time.monotonic() - clock)
+    reporter.message(f"pushed {size_text(size)} of {artifact.manifest.step} to {plan.remote} in {took}")
+    return True
 
 
 def _pull(
