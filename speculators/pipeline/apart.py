@@ -20,20 +20,11 @@ from speculators.pipeline.events import Event, StepReporter
 from speculators.pipeline.executors.local import LocalExecutor
 from speculators.pipeline.folder import OFFLINE, Consent, RunFolder, create_run, read_plan
 from speculators.pipeline.plan import Plan, Selection, check_machine, make_plan
-from speculators.pipeline.remote import Remote
+from speculators.pipeline.remote import VARIABLE, Remote
 from speculators.pipeline.run import run_plan
 from speculators.pipeline.store import Artifact, Store, default_store
 from speculators.pipeline.tied import end_with_the_runner
 from speculators.pipeline.transfers import push
-
-REMOTE = "SPECULATORS_REMOTE"
-"""The variable with the URL, which may hold a password."""
-
-
-def events_and_log(folder: Path, step: str) -> tuple[Path, Path] | None:
-    """Where the events and the step's log are; None: not yet."""
-    run = next(folder.glob("runs/*/20*"), None)
-    return None if run is None else (run / "events.jsonl", run / "logs" / f"{step}.log")
 
 
 def main(folder: Path, name: str, grace: float) -> int:
@@ -69,7 +60,7 @@ def _unchecked(plan: Plan) -> None:
 
 def _plan(said: dict[str, Any], name: str) -> Plan:
     wanted = next(step for step in said["steps"] if step["name"] == name)
-    store, remote = Store.open(default_store()), Remote.open(os.environ[REMOTE])
+    store, remote = Store.open(default_store()), Remote.open(os.environ[VARIABLE])
     forced = (name,) if wanted["replaces"] else ()
     selection = Selection(until=(name,), force=forced)
     plan = make_plan(resolve(said["reassemble"])(said["recipe"]), store, selection, remote=remote)

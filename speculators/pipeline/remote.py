@@ -33,6 +33,9 @@ from speculators.pipeline.store import Artifact, Damaged, Store
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+VARIABLE = "SPECULATORS_REMOTE"
+"""The variable with the URL, which may hold a password."""
+
 Moved = Callable[[int], None]
 """Told how many more bytes have been moved, in any thread; raises Stopped to end it."""
 

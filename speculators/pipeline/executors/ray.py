@@ -27,12 +27,13 @@ from speculators.pipeline.executors.ray_apart import Errand, ear, run_apart
 from speculators.pipeline.executors.ray_node import OneDisk, OwnDisks, Sight, run_on_node, sights
 from speculators.pipeline.executors.ray_together import LOST, Together
 from speculators.pipeline.executors.requests import Requests, Resources
+from speculators.pipeline.remote import VARIABLE
 from speculators.pipeline.step import Step
 
 HANDED_ON = ("SPECULATORS_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "VLLM_", "NCCL_", "WANDB_", "MLFLOW_", "TRACKIO_")
 """The beginnings of the variables of the runner's environment that steps get too; all others are the node's own."""
 
-_RUNNERS = ("SPECULATORS_REMOTE", "SPECULATORS_RUN_PUSH")
+_RUNNERS = (VARIABLE, "SPECULATORS_RUN_PUSH")
 """What only the runner needs; a URL may hold a password."""
 
 _LOST = 3  # times that Ray starts a task again whose node or process is gone

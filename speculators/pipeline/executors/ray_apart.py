@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speculators.pipeline.apart import REMOTE, events_and_log
 from speculators.pipeline.events import Event, EventLog, EventTail
 from speculators.pipeline.executors.base import Work
 from speculators.pipeline.executors.node import OnNode
-from speculators.pipeline.folder import read_plan
+from speculators.pipeline.folder import RunFolder, previous_run, read_plan
+from speculators.pipeline.remote import VARIABLE
 
 _OF_THE_STEP = ("step_started", "metric", "step_finished", "step_cached")
 _OF_ALL = ("progress", "message")
@@ -76,7 +76,7 @@ def run_apart(work: Work, errand: Errand, told: Any, grace: float) -> int:
         (folder / "plan.json").write_text(errand.plan, encoding="utf-8")
         argv = (sys.executable, "-m", "speculators.pipeline.apart", place, work.step, str(grace))
         own = replace(
-            work, argv=argv, log=folder / "said.log", environment={**_without_store(work), REMOTE: errand.url}
+            work, argv=argv, log=folder / "said.log", environment={**_without_store(work), VARIABLE: errand.url}
         )
         running, sending = OnNode(own, None, grace), _Sending(folder, work.step, errand.folder, told)
         try:
@@ -102,6 +102,7 @@ class _Sending:
 
     def __init__(self, folder: Path, step: str, run: str, told: Any) -> None:
         self._folder, self._step, self._run, self._told = folder, step, run, told
+        self._name = read_plan(folder)["name"]
         self._events: EventTail | None = None
         self._log: Path | None = None
         self._at = 0
@@ -110,9 +111,10 @@ class _Sending:
     def send(self) -> None:
         """Send new events, those of inputs as the step's own, and what the log has more."""
         if self._events is None:
-            if (found := events_and_log(self._folder, self._step)) is None:
+            if (path := previous_run(self._folder / "runs", self._name)) is None:
                 return
-            self._events, self._log = EventTail(found[0]), found[1]
+            there = RunFolder(path, "")
+            self._events, self._log = EventTail(there.events_file), there.log(self._step)
         self._send([event for event in self._events.read() if self._is_told(event)], self._more())
 
     def close(self) -> None:
