@@ -122,7 +122,8 @@ class Judge:
             rows.append(counted)
             sizes.append(self._size(counted, chains.numbers[alive], batch))
         # Counted in float64: sums over processes are exact.
-        own = torch.tensor([*sizes, float(len(chains.roots))], dtype=torch.float64)
+        roots = torch.tensor([len(chains.roots)], dtype=torch.float64)
+        own = torch.cat([torch.stack(sizes).double().cpu(), roots])
         whole = total(own)
         return Counted(rows, whole[:-1], float(own[-1] / whole[-1].clamp(min=1)))
 
@@ -164,13 +165,13 @@ class Judge:
         measured = _measure(total, counted.share, rows, judged, hits, names_terms=self._names_terms)
         return Verdict(Evaluation(total, measured, _accepted(chains, hits)), rows, judged)
 
-    def _size(self, counted: torch.Tensor, documents: torch.Tensor, batch: Batch) -> float:
-        """What the reduction divides a step's sum by, as far as it is in this part of the batch."""
+    def _size(self, counted: torch.Tensor, documents: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the reduction divides a step's sum by, as far as it is in this part of the batch, a scalar."""
         if self._criterion.reduction == "padded_mean":
-            return float(batch.tokens)
+            return counted.new_full((), batch.tokens)
         if self._criterion.reduction == "token_mean":
-            return float(counted.sum())
-        return float((_per_document(counted, documents, batch) > 0).sum())
+            return counted.sum()
+        return (_per_document(counted, documents, batch) > 0).sum().to(counted)
 
     def _rows(
         self,
