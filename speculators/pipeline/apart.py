@@ -1,8 +1,8 @@
 """A step on a machine that shares no disk with the runner: `python -m speculators.pipeline.apart FOLDER STEP GRACE`.
 
-FOLDER has the runner's `plan.json`; GRACE are the seconds that the step gets to save its state when all is to end. It
-is planned anew with this machine's own store (SPECULATORS_STORE) and the remote one (SPECULATORS_REMOTE), and run as
-any other: what it reads is fetched, or made here where the remote store has lost or spoilt it. What was made is pushed.
+FOLDER has the runner's `plan.json`; GRACE are the seconds that the step gets to save its state when all is to end. What
+it reads is fetched from the remote store (SPECULATORS_REMOTE) into this machine's own (SPECULATORS_STORE), where it is
+planned anew and run as any other; what the remote store has lost or spoilt is made here. What was made is pushed.
 Events and log lie in FOLDER, for whoever sends them to the runner.
 """
 
@@ -18,13 +18,13 @@ from speculators.errors import SpeculatorsError, StepError
 from speculators.pipeline.assembly import resolve
 from speculators.pipeline.events import Event, StepReporter
 from speculators.pipeline.executors.local import LocalExecutor
-from speculators.pipeline.folder import OFFLINE, Consent, RunFolder, create_run, read_plan
+from speculators.pipeline.folder import OFFLINE, Consent, RunFolder, create_run, read_plan, write_plan_again
 from speculators.pipeline.plan import Plan, Selection, check_machine, make_plan
 from speculators.pipeline.remote import VARIABLE, Remote
 from speculators.pipeline.run import run_plan
 from speculators.pipeline.store import Artifact, Store, default_store
 from speculators.pipeline.tied import end_with_the_runner
-from speculators.pipeline.transfers import push
+from speculators.pipeline.transfers import push, take_over
 
 
 def main(folder: Path, name: str, grace: float) -> int:
@@ -40,9 +40,12 @@ def main(folder: Path, name: str, grace: float) -> int:
         if said["offline"]:
             os.environ.update(OFFLINE)
         plan, consent = _plan(said, name), _consent(said)
+        run = create_run(folder / "runs", plan, consent=consent, texts={})
+        take_over(plan, plan[name], run, lambda: False)
+        plan = plan.again()
+        write_plan_again(run, plan)
         check = _unchecked if consent.anyway else check_machine
         check(plan)
-        run = create_run(folder / "runs", plan, consent=consent, texts={})
         outcome = run_plan(plan, run, LocalExecutor(grace), listener=listen, check=check)
         if outcome.exit_code == 0:
             _push(plan, run, ended["step_finished"])

@@ -215,7 +215,7 @@ class _Run:
         work = self._command(planned)
         try:
             if self.plan.apart and planned.step.cached:
-                self.given |= hand_over(self.plan, planned, self.folder, self._is_ending)
+                self.given.update(hand_over(self.plan, planned, self.folder, self._is_ending))
             status = self.executor.run(work, Caller(tell, lambda: self._taken(planned)))
             if status == 0 and planned.step.cached and not self._published(planned):
                 where = self.plan.remote if self.plan.apart else self.plan.store.root

@@ -17,7 +17,7 @@ from speculators.amounts import size_text, time_text
 from speculators.errors import SpeculatorsError, StepError
 from speculators.pipeline.events import EventLog, StepReporter
 from speculators.pipeline.folder import RunFolder
-from speculators.pipeline.manifest import Manifest
+from speculators.pipeline.manifest import Manifest, artifact_id
 from speculators.pipeline.plan import Plan, Planned
 from speculators.pipeline.remote import Moved, Remote, Stopped
 from speculators.pipeline.store import Artifact, Damaged, Store
@@ -54,6 +54,18 @@ def hand_over(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) 
     return given
 
 
+def take_over(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> None:
+    """Take what a step reads into the store of the machine that does it, whatever other instances lie there.
+
+    Raises MachineError where the remote store cannot be read, Stopped when the run ends.
+    """
+    assert plan.remote is not None  # noqa: S101  machines have it in common
+    reporter = StepReporter(folder.events, step.name)
+    for offer in plan.remote.offers({name: plan[name].key for name in step.step.inputs}).values():
+        if not _make_way(plan.store, offer, folder.id):
+            _pull(plan.remote, offer, plan.store, reporter, folder.id, stopping)
+
+
 def bring_back(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping) -> bool:
     """Take what a step on another machine has pushed into the store if it is wanted here; False: it is not there.
 
@@ -63,14 +75,28 @@ def bring_back(plan: Plan, step: Planned, folder: RunFolder, stopping: Stopping)
         return True
     assert plan.remote is not None  # noqa: S101  machines have it in common
     offer = plan.remote.offers({step.name: step.key}).get(step.name)
-    if offer is None or not step.wanted_here:
-        return offer is not None
-    with plan.store.hold(step.id, run=folder.id, waiting=lambda _: None):
-        there = plan.store.find(step.name, step.key)
-        if there is not None and not (isinstance(there, Artifact) and there.manifest.instance == offer.instance):
-            plan.store.discard(step.id)
+    if offer is None:
+        return False
+    if _make_way(plan.store, offer, folder.id) or not step.wanted_here:
+        return True
     reporter = StepReporter(folder.events, step.name)
     return isinstance(_pull(plan.remote, offer, plan.store, reporter, folder.id, stopping), Artifact)
+
+
+def _make_way(store: Store, offer: Manifest, run: str) -> bool:
+    """Whether the store has the offered instance; another one, or a damaged one, is removed.
+
+    Among machines that have the remote store in common, what is there is what a run has made; an older instance of the
+    same key would be read by some of them, and handed over again by others.
+    """
+    name = artifact_id(offer.step, offer.key)
+    with store.hold(name, run=run, waiting=lambda _: None):
+        there = store.find(offer.step, offer.key)
+        if isinstance(there, Artifact) and there.manifest.instance == offer.instance:
+            return True
+        if there is not None:
+            store.discard(name)
+    return False
 
 
 def push(plan: Plan, artifact: Artifact, reporter: StepReporter, stopping: Stopping) -> bool:

@@ -29,7 +29,7 @@ def url(tmp_path):
 
 @pytest.fixture
 def run(ray_toy, executor, url, cluster):
-    """Runs the toy on nodes with empty stores of their own."""
+    """Runs the toy on nodes with stores of their own, empty at first."""
     for name in NODES:
         shutil.rmtree(cluster.disks / name, ignore_errors=True)
 
@@ -109,6 +109,25 @@ def test_a_forced_step_replaces_what_the_remote_store_has(run):
     again = (run(data, force=("total",)).artifact("total") / "total.txt").read_text()
     assert again != first
     assert (run(data).artifact("total") / "total.txt").read_text() == again
+
+
+def test_what_is_made_again_is_what_later_steps_read_wherever_an_older_one_lies(run, ray_toy, cluster, tmp_path):
+    data = {"numbers": {"noise": True}}
+    before = (ray_toy.run(data).artifact("shards") / "noise.txt").read_text()
+    shutil.copytree(ray_toy.store.root, cluster.disks / "lost")
+    run(data, force=("numbers",), until=("numbers",))
+    node = cluster.node(4, "lost")
+    done = run(data, asked={"cpus": ["shards=3"]})  # no other node has as many
+    cluster.remove_node(node)
+    assert done.outcome.exit_code == 0, done.outcome.failures
+    assert done.did["shards"] == "step_finished"
+    assert sum("of shards to" in text for text in done.said) == 1  # nor does the next step make them
+    pushed = {place.name.partition("-")[0]: place for place in (tmp_path / "shared/artifacts").iterdir()}
+    made = {step: json.loads((place / "artifact.json").read_text()) for step, place in pushed.items()}
+    noises = [(pushed[step] / made[step]["instance"] / "noise.txt").read_text() for step in ("numbers", "shards")]
+    assert noises[0] == noises[1] != before
+    assert made["shards"]["instances"] == {"numbers": made["numbers"]["instance"]}
+    assert made["total"]["instances"]["shards"] == made["shards"]["instance"]
 
 
 def test_an_input_that_is_spoilt_in_the_remote_store_is_made_where_it_is_needed(run, cluster, ray_toy, tmp_path):

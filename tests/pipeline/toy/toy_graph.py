@@ -15,7 +15,7 @@ from speculators.pipeline.digests import file_sha256
 from speculators.pipeline.step import Context, Estimate, Step
 
 DEFAULTS = {
-    "numbers": {"count": 3, "start": 0},
+    "numbers": {"count": 3, "start": 0, "noise": False},
     "shards": {"factor": 2, "fail": "", "forgotten": 0},
     "total": {"noise": False},
     "words": {"file": None},
@@ -56,6 +56,8 @@ def make_numbers(context: Context) -> None:
     (context.output / "numbers.txt").write_text(
         "\n".join(map(str, range(numbers.start, numbers.start + numbers.count)))
     )
+    if numbers.noise:
+        (context.output / "noise.txt").write_text(os.urandom(4).hex())
     context.report.message(f"wrote {numbers.count} numbers")
     print("numbers were here")
 
@@ -76,6 +78,8 @@ def make_shards(context: Context) -> None:
     """One file a number; those that are there already are not made again, and the log says which were."""
     config = context.config.shards
     numbers = (context.inputs["numbers"] / "numbers.txt").read_text().split()
+    if (noise := context.inputs["numbers"] / "noise.txt").exists():
+        (context.output / "noise.txt").write_text(noise.read_text())
     for index, number in enumerate(numbers):
         place = context.output / f"shard-{index}.txt"
         if not place.exists():
