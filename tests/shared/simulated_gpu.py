@@ -119,7 +119,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is _aten.histc.default and not args[0].is_floating_point():  # a GPU counts whole numbers too
         return OnGPU(func(args[0].inner.float(), *args[1:], **kwargs).to(args[0].dtype))
     generator = kwargs.get("generator")
-    if generator is not None and _is_gpu(device) and not _is_gpu(generator.device):
+    if generator is not None and not _is_gpu(generator.device):
         raise RuntimeError(f"{func}: a generator of the processor cannot fill a tensor of the GPU")
     _check(func, args, kwargs)
     if device is not None:
