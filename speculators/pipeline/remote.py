@@ -273,7 +273,8 @@ def masked(url: str) -> str:
     """The URL without user, password and query, in which stores take keys."""
     parts = _split(url)
     host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    return f"{parts.scheme}://{host}{parts.path}{'?***' if parts.query else ''}" if parts.scheme else url
+    slashes = "//" if url.startswith(f"{parts.scheme}://") else ""
+    return f"{parts.scheme}:{slashes}{host}{parts.path}{'?***' if parts.query else ''}" if parts.scheme else url
 
 
 def _split(url: str) -> SplitResult:
